@@ -1,0 +1,36 @@
+"""Divergences between discrete distributions: right on every input, at the speed of memory."""
+
+from fastkl._runtime import get_num_threads, set_simd_level, show_config, simd_level
+from fastkl.discrete import (
+    cross_entropy,
+    entropy,
+    hellinger_distance,
+    jeffreys_divergence,
+    js_distance,
+    js_divergence,
+    kl_divergence,
+    renyi_divergence,
+    score,
+    total_variation,
+    wasserstein_distance,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "cross_entropy",
+    "entropy",
+    "get_num_threads",
+    "hellinger_distance",
+    "jeffreys_divergence",
+    "js_distance",
+    "js_divergence",
+    "kl_divergence",
+    "renyi_divergence",
+    "score",
+    "set_simd_level",
+    "show_config",
+    "simd_level",
+    "total_variation",
+    "wasserstein_distance",
+]

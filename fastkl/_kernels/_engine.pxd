@@ -1,0 +1,60 @@
+# The C side as Cython sees it (src/kernels.h), and the level in force.
+
+cdef extern from "kernels.h" nogil:
+    enum: FKL_F64
+    enum: FKL_F32
+    enum: FKL_F16
+    enum: FKL_BF16
+    enum: FKL_I8
+    enum: FKL_I16
+    enum: FKL_I32
+    enum: FKL_I64
+    enum: FKL_U8
+    enum: FKL_U16
+    enum: FKL_U32
+    enum: FKL_U64
+
+    enum: FKL_KL
+    enum: FKL_REVERSE_KL
+    enum: FKL_JEFFREYS
+    enum: FKL_JS
+    enum: FKL_JS_DISTANCE
+    enum: FKL_CROSS_ENTROPY
+    enum: FKL_ENTROPY
+    enum: FKL_RENYI
+    enum: FKL_TOTAL_VARIATION
+    enum: FKL_HELLINGER
+    enum: FKL_WASSERSTEIN
+
+    ctypedef struct fkl_rows:
+        const char *data
+        Py_ssize_t row_stride
+        Py_ssize_t item_stride
+        int type
+        int swapped
+
+    ctypedef struct fkl_problem:
+        Py_ssize_t length
+        int normalize
+        double log_base
+        double parameter
+        const double *positions
+
+    ctypedef void fkl_pair_kernel(int operation, int row_type, const fkl_rows *p, const fkl_rows *q,
+                                  Py_ssize_t n_rows, const fkl_problem *problem, double *result,
+                                  void *scratch) noexcept
+
+    ctypedef struct fkl_level:
+        const char *name
+        fkl_pair_kernel *discrete
+        void (*probe)(int function, Py_ssize_t n, const double *a, const double *b, double *result) noexcept
+
+    const fkl_level *const fkl_levels[]
+    int fkl_level_usable(const char *name)
+    size_t fkl_scratch_bytes(Py_ssize_t length)
+
+cdef extern from "threads.h" nogil:
+    int fkl_openmp_version()
+    int fkl_in_parallel()
+
+cdef const fkl_level *active_level() noexcept nogil

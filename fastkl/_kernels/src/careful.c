@@ -1,0 +1,317 @@
+/* careful.c: one row by scalar arithmetic, every element with an exponent of its own.
+ *
+ * The vector kernels hand over a row when it holds something they don't look after: a subnormal number, a negative
+ * zero, sums beyond their range. Here such a row is first judged (NaN, a negative number or an infinity make the
+ * result NaN) and then worked out with p and q scaled by powers of two to a maximum in [1, 2) and with logarithms taken
+ * of the mantissas. Nothing of the row's size is stored: every pass reads the row again. Speed doesn't matter here,
+ * the last bit does. Compiled once, for every CPU, in the one-lane form of simd.h and vmath.h.
+ */
+#define FASTKL_SCALAR
+#include "convert.inl.h"
+#include "kernels.h"
+#include "vmath.h"
+
+#include <math.h>
+
+/* value = mantissa * 2^exponent with mantissa in [1, 2), or 0 with a mantissa of 0. */
+struct split {
+    double mantissa;
+    int exponent;
+};
+
+/* sum = high + low. */
+struct pair {
+    double high, low;
+};
+
+static struct split split(double x)
+{
+    struct split s = {0.0, 0};
+    if (x != 0.0) {
+        s.mantissa = 2.0 * frexp(fabs(x), &s.exponent);
+        s.exponent -= 1;
+    }
+    return s;
+}
+
+static double get(const fkl_rows *rows, ptrdiff_t j)
+{
+    return load_any((enum fkl_type)rows->type, rows->swapped, rows->data + j * rows->item_stride);
+}
+
+static void add(struct pair *sum, double x)
+{
+    double error;
+    vd_two_sum(sum->high, x, &sum->high, &error);
+    sum->low += error;
+}
+
+static struct pair divide(struct pair a, struct pair b)
+{
+    struct pair c;
+    c.high = a.high / b.high;
+    double remainder = fma(-c.high, b.high, a.high);
+    c.low = (remainder + (a.low - c.high * b.low)) / b.high;
+    return c;
+}
+
+/* p and c q as split numbers: p_z 2^p_e, and c q = (q_z + q_low) 2^q_e. */
+struct terms {
+    double p_z, q_z, q_low;
+    int p_e, q_e;
+};
+
+/* log(p / c q) for p, q > 0, with k, s and t of vmath.h and the octave of c q next to p's mantissa. */
+struct ratio {
+    double k, s, t, n, q2;
+};
+
+static struct ratio ratio(const struct terms *x)
+{
+    struct ratio r;
+    double octaves = vd_octaves(x->p_z, x->q_z, &r.q2);
+    r.n = (x->p_z - r.q2) - x->q_low * exp2(octaves);
+    r.k = octaves + (double)(x->p_e - x->q_e);
+    r.s = r.n / (x->p_z + r.q2);
+    r.t = vd_atanh_tail(r.s * r.s);
+    return r;
+}
+
+static double log_of(const struct ratio *r)
+{
+    return fma(r->k, FKL_LN2, fma(r->s, r->t, fma(r->k, FKL_LN2_LOW, 2.0 * r->s)));
+}
+
+static double phi(const struct terms *x)
+{
+    if (x->p_z == 0.0)
+        return ldexp(x->q_z, x->q_e);
+    if (x->q_z == 0.0)
+        return INFINITY;
+    struct ratio r = ratio(x);
+    double curved = fma(r.s, fma(x->p_z, r.t, r.n), x->p_z * r.k * FKL_LN2);
+    if (r.k == 0.0)
+        return ldexp(fma(r.s, fma(x->p_z, r.t, r.n), 0.0), x->p_e);
+    return ldexp(curved, x->p_e) + (ldexp(x->q_z, x->q_e) - ldexp(r.q2, x->p_e));
+}
+
+/* Terms that are homogeneous of degree 1 in (p, c q) are computed with the larger of the two in [1, 4). */
+static double js_term(struct terms x, double weight)
+{
+    if (x.p_z == 0.0 && x.q_z == 0.0)
+        return 0.0;
+    int e = x.p_z == 0.0 || (x.q_z != 0.0 && x.q_e > x.p_e) ? x.q_e : x.p_e;
+    double p = ldexp(x.p_z, x.p_e - e), q = ldexp(x.q_z, x.q_e - e), low = ldexp(x.q_low, x.q_e - e);
+    double n = (p - q) - low, m = weight * p + (1.0 - weight) * q;
+    if (m < 0x1p-1000)
+        return 0.0;
+    double phi_p = p < 0x1p-1000 ? m : vd_phi_near(p, m, (1.0 - weight) * n);
+    double phi_q = q < 0x1p-1000 ? m : vd_phi_near(q, m, -weight * n);
+    return ldexp(weight * phi_p + (1.0 - weight) * phi_q, e);
+}
+
+static double hellinger_term(struct terms x)
+{
+    if (x.p_z == 0.0 && x.q_z == 0.0)
+        return 0.0;
+    int e = x.p_z == 0.0 || (x.q_z != 0.0 && x.q_e > x.p_e) ? x.q_e : x.p_e;
+    double p = ldexp(x.p_z, x.p_e - e), q = ldexp(x.q_z, x.q_e - e), low = ldexp(x.q_low, x.q_e - e);
+    double d = ((p - q) - low) / (sqrt(p) + sqrt(q));
+    return ldexp(d * d, e);
+}
+
+double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem)
+{
+    const ptrdiff_t length = problem->length;
+    double p_max = 0.0, q_max = 0.0;
+    ptrdiff_t peak = 0;
+    for (ptrdiff_t j = 0; j < length; j++) {
+        double x = get(p, j), y = get(q, j);
+        if (!(x >= 0.0 && x <= 0x1.fffffffffffffp1023 && y >= 0.0 && y <= 0x1.fffffffffffffp1023))
+            return NAN;
+        p_max = x > p_max ? x : p_max;
+        if (y > q_max)
+            q_max = y, peak = j;
+    }
+    const int normalize = problem->normalize;
+    if (normalize && (p_max == 0.0 || q_max == 0.0))
+        return NAN;
+
+    /* Scales and sums. Without normalising, both rows share one scale and the result carries it. */
+    int p_scale = split(p_max).exponent, q_scale = split(q_max).exponent;
+    if (!normalize) {
+        int common = p_max == 0.0 ? q_scale : q_max == 0.0 ? p_scale : p_scale > q_scale ? p_scale : q_scale;
+        p_scale = q_scale = common;
+    }
+    struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, c = {1.0, 0.0};
+    double others = 0.0;
+    for (ptrdiff_t j = 0; j < length; j++) {
+        struct split x = split(get(p, j)), y = split(get(q, j));
+        add(&p_sum, ldexp(x.mantissa, x.exponent - p_scale));
+        add(&q_sum, ldexp(y.mantissa, y.exponent - q_scale));
+        if (j != peak)
+            others += ldexp(y.mantissa, y.exponent - q_scale);
+    }
+    if (normalize)
+        c = divide(p_sum, q_sum);
+
+    const double alpha = problem->parameter;
+    struct pair sum = {0.0, 0.0}, second = {0.0, 0.0}, cumulative = {0.0, 0.0};
+    double shift = 0.0;
+    if (operation == FKL_RENYI) { /* the largest log ratio first, so that no power overflows */
+        double largest = -INFINITY;
+        for (ptrdiff_t j = 0; j < length; j++) {
+            struct split x = split(get(p, j)), y = split(get(q, j));
+            if (x.mantissa == 0.0)
+                continue;
+            if (y.mantissa == 0.0) {
+                if (alpha >= 1.0)
+                    return INFINITY;
+                continue;
+            }
+            struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_scale, y.exponent - q_scale};
+            vd_two_product(c.high, y.mantissa, &term.q_z, &term.q_low);
+            term.q_low += c.low * y.mantissa;
+            struct ratio r = ratio(&term);
+            double value = log_of(&r);
+            largest = value > largest ? value : largest;
+        }
+        if (largest == -INFINITY)
+            return INFINITY;
+        if (isinf(alpha))
+            return largest / problem->log_base;
+        shift = (alpha - 1.0) * largest > 600.0 ? (alpha - 1.0) * largest : 0.0;
+    }
+
+    for (ptrdiff_t j = 0; j < length; j++) {
+        struct split x = split(get(p, j)), y = split(get(q, j));
+        struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_scale, y.exponent - q_scale};
+        vd_two_product(c.high, y.mantissa, &term.q_z, &term.q_low);
+        term.q_low += c.low * y.mantissa;
+        double p_j = ldexp(term.p_z, term.p_e), q_j = ldexp(term.q_z, term.q_e);
+        double n = (p_j - q_j) - ldexp(term.q_low, term.q_e);
+        const int no_p = x.mantissa == 0.0, no_q = y.mantissa == 0.0;
+
+        switch (operation) {
+        case FKL_KL:
+        case FKL_REVERSE_KL:
+            add(&sum, phi(&term));
+            if (!normalize)
+                add(&second, p_j), add(&second, -q_j);
+            break;
+        case FKL_JEFFREYS:
+            if (no_p != no_q)
+                add(&sum, INFINITY);
+            else if (!no_p) {
+                struct ratio r = ratio(&term);
+                add(&sum, n * log_of(&r));
+            }
+            break;
+        case FKL_JS:
+        case FKL_JS_DISTANCE:
+            add(&sum, js_term(term, alpha));
+            break;
+        case FKL_CROSS_ENTROPY:
+        case FKL_ENTROPY:
+            if (no_p)
+                break;
+            if (no_q) {
+                add(&sum, INFINITY);
+            } else if (normalize && j == peak) {
+                add(&sum, p_j * log1p(others / ldexp(y.mantissa, y.exponent - q_scale)));
+            } else {
+                struct terms share = {normalize ? q_sum.high : 1.0, y.mantissa, 0.0, 0,
+                                      normalize ? y.exponent - q_scale : y.exponent};
+                struct split total = split(share.p_z);
+                share.p_z = total.mantissa;
+                share.p_e = total.exponent;
+                struct ratio r = ratio(&share);
+                add(&sum, p_j * log_of(&r));
+            }
+            break;
+        case FKL_TOTAL_VARIATION:
+            add(&sum, fabs(n));
+            break;
+        case FKL_HELLINGER:
+            add(&sum, hellinger_term(term));
+            break;
+        case FKL_WASSERSTEIN:
+            /* The bins up to this one against the gap to the next. */
+            if (j > 0) {
+                double gap = problem->positions ? problem->positions[j] - problem->positions[j - 1] : 1.0;
+                add(&sum, fabs(cumulative.high + cumulative.low) * gap);
+            }
+            add(&cumulative, p_j);
+            add(&cumulative, -q_j);
+            add(&cumulative, -ldexp(term.q_low, term.q_e));
+            break;
+        case FKL_RENYI: {
+            double b = alpha - 1.0;
+            if (alpha == 0.0) {
+                add(no_p ? &second : &sum, q_j);
+            } else if (no_p) {
+                add(&sum, b * q_j);
+            } else if (no_q) {
+                add(&sum, -(b + 1.0) * p_j);
+            } else {
+                struct ratio r = ratio(&term);
+                double power;
+                double excess = vd_exp_excess(b * log_of(&r) - shift, &power);
+                if (shift == 0.0)
+                    add(&sum, fma(p_j, excess, b * phi(&term)));
+                add(&second, p_j * power);
+            }
+            break;
+        }
+        }
+    }
+
+    double value = (sum.high + (isinf(sum.high) ? 0.0 : sum.low));
+    const double total = normalize ? p_sum.high : 1.0;
+    const int carried = normalize ? 0 : p_scale;
+    switch (operation) {
+    case FKL_KL:
+    case FKL_REVERSE_KL:
+        if (!normalize && !isinf(value))
+            value += second.high + second.low;
+        return ldexp(value / total, carried) / problem->log_base;
+    case FKL_JS:
+        return ldexp(value / total, carried) / problem->log_base;
+    case FKL_JS_DISTANCE:
+        if (carried & 1)
+            value *= 2.0;
+        return ldexp(sqrt(value / total / problem->log_base), (carried - (carried & 1)) / 2);
+    case FKL_JEFFREYS:
+    case FKL_CROSS_ENTROPY:
+    case FKL_ENTROPY:
+        return ldexp(value / total, carried) / problem->log_base;
+    case FKL_TOTAL_VARIATION:
+        value = 0.5 * value / total;
+        return ldexp(normalize && value > 1.0 ? 1.0 : value, carried);
+    case FKL_HELLINGER:
+        if (carried & 1)
+            value *= 2.0;
+        value = sqrt(0.5 * value / total);
+        return ldexp(normalize && value > 1.0 ? 1.0 : value, (carried - (carried & 1)) / 2);
+    case FKL_WASSERSTEIN:
+        return ldexp(value / total, carried);
+    default: { /* FKL_RENYI */
+        const double b = alpha - 1.0;
+        double log_scale = normalize ? 0.0 : (double)p_scale * FKL_LN2; /* alpha + (1 - alpha) scales in all */
+        double other = second.high + second.low;
+        if (alpha == 0.0) {
+            if (value == 0.0)
+                return INFINITY;
+            double inside = value, whole = normalize ? value + other : 1.0;
+            if (normalize && other < value)
+                return -log1p(-other / whole) / problem->log_base;
+            return -(log(inside / whole) + log_scale) / problem->log_base;
+        }
+        if (other == 0.0)
+            return INFINITY;
+        double log_sum = normalize && shift == 0.0 && value / total > -0.5 ? log1p(value / total)
+                                                                            : log(other / total) + shift;
+        return (log_sum + log_scale) / b / problem->log_base;
+    }
+    }
+}

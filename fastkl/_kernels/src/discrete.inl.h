@@ -1,0 +1,1093 @@
+/* discrete.inl.h: the discrete family, compiled once per level.
+ *
+ * A row kernel is a *pass* or two over the row: `element()` holds what each pass does with one vector of p and one of
+ * q, and is the one place where a divergence's formula stands. What is around it is common to all of them:
+ *
+ *   pass_along()    one row, the vector running along the row (K > FKL_ACROSS);
+ *   pass_across()   eight short rows, one row per lane;
+ *   prepare()       the row sums and from them c = sum(p)/sum(q), as two doubles;
+ *   finish()        sums of terms -> results, eight rows at once, with the mask of those it vouches for;
+ *   exact_row()     the rows finish() did not vouch for, with sums to twice the precision;
+ *   run_block()     the loop over rows, and the packing of rows that are not contiguous.
+ *
+ * Sums: on eight virtual lanes, in blocks of 256 elements; block sums are added with TwoSum, so the error of a sum of
+ * K terms >= 0 is that of a block's 32 additions per lane, whatever K. Which additions happen depends on K alone:
+ * a row's result depends on its values, never on its neighbours, its layout or the number of threads.
+ */
+#include "kernels.h"
+#include "convert.inl.h"
+#include "vmath.h"
+
+#include <math.h>
+
+/* Rows up to this length go eight at a time, one per lane. */
+#define FKL_ACROSS 8
+#define BLOCK 256
+
+/* Below this a number is 0, subnormal or negative. */
+#define SMALLEST 0x1p-1022
+/* Row sums in this range need no scaling: no term overflows, and none that matters underflows. */
+#define SUM_LOW 0x1p-500
+#define SUM_HIGH 0x1p900
+/* The same for float arithmetic (the float kernels of KL and JS). */
+#define SUM_LOW_FLOAT 0x1p-60
+#define SUM_HIGH_FLOAT 0x1p100
+
+enum pass {
+    PASS_SUMS,       /* sum p, sum q */
+    PASS_SUMS_MAX,   /* sum p, sum q, max q */
+    PASS_KL,         /* sum phi(p, q), sum p, sum q */
+    PASS_KL_PAIR,    /* sum phi(p, c q) */
+    PASS_DIFFERENCE, /* sum phi(p, q), sum (p - q) with a compensation */
+    PASS_JEFFREYS,   /* sum (p - c q) log(p / c q) */
+    PASS_JS,         /* sum w phi(p, m) + (1 - w) phi(c q, m) */
+    PASS_JS_HALF,    /* the same for w = 1/2, doubled */
+    PASS_CROSS,      /* sum p log(total / q) */
+    PASS_VARIATION,  /* sum max(p - c q, 0) and sum max(c q - p, 0), without a cell that holds most of p */
+    PASS_HELLINGER,  /* sum (sqrt p - sqrt(c q))^2 */
+    PASS_RENYI,      /* sum p (r^b - 1), sum p r^b, max log r, where r = p / c q: see element() */
+    PASS_SUPPORT,    /* sum of q where p > 0, and where p = 0 */
+    PASS_SUMS_EXACT  /* sum p, sum (p - q), and the compensations of both */
+};
+#define SUMS 4
+
+/* Per-row numbers that a term needs, one per lane of a group of rows. */
+struct context {
+    double c[LANES], c_low[LANES];     /* sum(p)/sum(q) = c + c_low, or 1 and 0 */
+    double p_sum[LANES], q_sum[LANES]; /* what the terms' sums are divided by, and cross-entropy's total */
+    double half[LANES];                /* half of sum(p): more than that, only one cell can hold */
+};
+
+/* The exponent b of PASS_RENYI; for alpha = infinity only the largest log ratio counts, and b is of no account. */
+FKL_INLINE double renyi_exponent(const fkl_problem *problem)
+{
+    return isinf(problem->parameter) ? 1.0 : problem->parameter - 1.0;
+}
+
+struct vcontext {
+    vd c, c_low, total, half, weight, order, shift;
+};
+
+FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
+
+/* ---- the terms -------------------------------------------------------------------------------------------------- */
+
+/* One vector of terms of p and q, added to acc[0..SUMS-1]. *special collects the bits of every element that is
+ * subnormal, negative or -0.0: a row in which any bit is set is judged element by element elsewhere. NaN and infinity
+ * need no test: they reach the sums. */
+FKL_INLINE void element(const enum pass pass, vd p, vd q, const struct vcontext *c, vd acc[SUMS], vi *special)
+{
+    const vd zero = vd_set(0.0), smallest = vd_set(SMALLEST);
+
+    if (pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL) {
+        if (pass == PASS_SUMS_EXACT) {
+            vd lost;
+            vd_two_sum(acc[0], p, &acc[0], &lost);
+            acc[2] += lost;
+            vd difference, error;
+            vd_two_sum(p, -q, &difference, &error);
+            vd_two_sum(acc[1], difference, &acc[1], &lost);
+            acc[3] += lost + error;
+        } else {
+            acc[pass == PASS_KL ? 1 : 0] += p;
+            acc[pass == PASS_KL ? 2 : 1] += q;
+        }
+        if (pass == PASS_SUMS_MAX)
+            acc[2] = vd_max(acc[2], q);
+        md none = vd_lt(vd_min(p, q), smallest);
+        if (!md_any(none)) { /* dense rows: no zero among them, and nothing to look after */
+            if (pass == PASS_KL)
+                acc[0] += vd_phi(p, q);
+            return;
+        }
+        md no_p = vd_lt(p, smallest), no_q = vd_lt(q, smallest);
+        *special = vi_or_where(no_p, *special, vd_bits(p));
+        *special = vi_or_where(no_q, *special, vd_bits(q));
+        if (pass == PASS_KL) {
+            none = md_or(no_p, no_q);
+            vd term = vd_phi(vd_select(none, vd_set(1.0), p), vd_select(none, vd_set(1.0), q));
+            acc[0] += vd_select(none, vd_select(no_p, q, vd_infinity()), term);
+        }
+        return;
+    }
+    if (pass == PASS_SUPPORT) {
+        md no_p = vd_eq(p, zero);
+        acc[0] += vd_select(no_p, zero, q);
+        acc[1] += vd_select(no_p, q, zero);
+        return;
+    }
+    if (pass == PASS_CROSS) {
+        md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero);
+        vd term = p * vd_log_ratio(c->total, vd_select(no_q, vd_set(1.0), q), zero);
+        acc[0] += vd_select(no_p, zero, vd_select(no_q, vd_infinity(), term));
+        return;
+    }
+
+    /* The rest compares p with c q. Here q is the nearest double to it and q + low the value to twice the precision;
+     * n = p - c q keeps its last bits however close the two are. */
+    vd low, scaled;
+    vd_two_product(c->c, q, &scaled, &low);
+    low = vd_madd(c->c_low, q, low);
+    q = scaled;
+    vd n = (p - q) - low;
+
+    if (pass == PASS_VARIATION) {
+        vd kept = vd_select(vd_lt(c->half, p), zero, n);
+        acc[0] += vd_max(kept, zero);
+        acc[1] += vd_max(-kept, zero);
+        return;
+    }
+    md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero), none = md_or(no_p, no_q);
+    if (pass == PASS_JS_HALF || pass == PASS_JS) {
+        /* p - m and c q - m are known as multiples of n; where an element is 0 its phi(0, m) is m. */
+        vd w = pass == PASS_JS_HALF ? vd_set(0.5) : c->weight;
+        vd m = pass == PASS_JS_HALF ? vd_set(0.5) * (p + q) : vd_madd(w, p, (vd_set(1.0) - w) * q);
+        vd dp = (vd_set(1.0) - w) * n, dq = -(w * n);
+        md empty = vd_eq(m, zero);
+        m = vd_select(empty, vd_set(1.0), m);
+        vd phi_p = vd_phi_near(vd_select(no_p, m, p), m, vd_select(no_p, zero, dp));
+        vd phi_q = vd_phi_near(vd_select(no_q, m, q), m, vd_select(no_q, zero, dq));
+        phi_p = vd_select(no_p, m, phi_p);
+        phi_q = vd_select(no_q, m, phi_q);
+        vd term = pass == PASS_JS_HALF ? phi_p + phi_q : vd_madd(w, phi_p, (vd_set(1.0) - w) * phi_q);
+        acc[0] += vd_select(empty, zero, term);
+        return;
+    }
+    if (pass == PASS_HELLINGER) {
+        vd roots = vd_sqrt(p) + vd_sqrt(q);
+        vd d = n / vd_select(vd_eq(roots, zero), vd_set(1.0), roots);
+        acc[0] = vd_madd(d, d, acc[0]);
+        return;
+    }
+
+    vd p1 = vd_select(none, vd_set(1.0), p), q1 = vd_select(none, vd_set(1.0), q);
+    vd low1 = vd_select(none, zero, low);
+    if (pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE) {
+        vd term = vd_phi_pair(p1, q1, low1);
+        acc[0] += vd_select(none, vd_select(no_p, q, vd_infinity()), term);
+        if (pass == PASS_DIFFERENCE) { /* p - q = n + error exactly, and TwoSum keeps what the sum of n loses */
+            vd difference, error, lost;
+            vd_two_sum(p, -q, &difference, &error);
+            vd_two_sum(acc[1], difference, &acc[1], &lost);
+            acc[2] += error + lost;
+        }
+        return;
+    }
+    vd log_ratio = vd_log_ratio(p1, q1, low1);
+    if (pass == PASS_JEFFREYS) {
+        md both = md_and(no_p, no_q);
+        acc[0] += vd_select(none, vd_select(both, zero, vd_infinity()), n * log_ratio);
+        return;
+    }
+    if (pass == PASS_RENYI) {
+        /* With b = alpha - 1 and L = log(p / c q), p^alpha (c q)^(1-alpha) = p e^(bL), and its sum over a normalised
+         * row is 1 + sum [p (e^(bL) - 1 - bL) + b phi(p, c q)]: for b > 0 both terms are >= 0, for b >= -1/2 their sum
+         * has condition number at most 3. acc[0] is that, acc[1] the plain sum for rows that hardly overlap. */
+        vd b = c->order, exponential;
+        vd excess = vd_exp_excess(b * log_ratio - c->shift, &exponential);
+        vd term = vd_madd(p, excess, b * vd_phi_pair(p1, q1, low1));
+        vd absent = vd_select(vd_lt(zero, b), vd_infinity(), -(b + vd_set(1.0)) * p); /* of p where q is 0 */
+        acc[0] += vd_select(no_p, b * q, vd_select(no_q, absent, term));
+        acc[1] += vd_select(none, zero, p * exponential);
+        acc[2] = vd_max(acc[2], vd_select(none, vd_set(-INFINITY), log_ratio));
+    }
+}
+
+#if VD > 1 && FKL_HAVE_FMA
+#define FKL_FLOAT_KERNELS 1
+/* The same in float arithmetic, for the two passes whose speed float rows are measured by. The terms, each right to a
+ * few ulp of float and >= 0, are added up in double. scaled: c as two floats. */
+struct fcontext {
+    vf c, c_low;
+};
+
+FKL_INLINE vf element_float(const enum pass pass, vf p, vf q, const struct fcontext *c, vi *special)
+{
+    const vf zero = vf_set(0.0f), one = vf_set(1.0f);
+
+    if (pass == PASS_KL || pass == PASS_SUMS) {
+        const vf smallest = vf_set(0x1p-126f);
+        mf none = vf_lt(vf_min(p, q), smallest);
+        if (!mf_any(none))
+            return pass == PASS_KL ? vf_phi(p, q) : zero;
+        mf no_p = vf_lt(p, smallest), no_q = vf_lt(q, smallest);
+        vw bits = vw_or_where(no_p, vw_set(0), vf_bits(p));
+        *special |= (vi)vw_or_where(no_q, bits, vf_bits(q));
+        if (pass == PASS_SUMS)
+            return zero;
+        none = mf_or(no_p, no_q);
+        vf term = vf_phi(vf_select(none, one, p), vf_select(none, one, q));
+        return vf_select(none, vf_select(no_p, q, vf_set(INFINITY)), term);
+    }
+    /* PASS_JS_HALF */
+    vf scaled = c->c * q;
+    vf low = vf_madd(c->c_low, q, vf_fma(c->c, q, -scaled));
+    vf half = vf_set(0.5f) * ((p - scaled) - low);
+    vf m = vf_set(0.5f) * (p + scaled);
+    mf no_p = vf_eq(p, zero), no_q = vf_eq(scaled, zero), empty = vf_eq(m, zero);
+    m = vf_select(empty, one, m);
+    vf phi_p = vf_phi_near(vf_select(no_p, m, p), m, vf_select(no_p, zero, half));
+    vf phi_q = vf_phi_near(vf_select(no_q, m, scaled), m, vf_select(no_q, zero, -half));
+    vf term = vf_select(no_p, m, phi_p) + vf_select(no_q, m, phi_q);
+    return vf_select(empty, zero, term);
+}
+#else
+#define FKL_FLOAT_KERNELS 0
+#endif
+
+/* ---- one row, along ---------------------------------------------------------------------------------------------- */
+
+/* What a pass has summed of a row so far: block sums and, in `low`, what adding them up lost. */
+struct sums {
+    double high[SUMS][LANES], low[SUMS][LANES];
+    uint64_t special[LANES];
+    int blocks;
+};
+
+/* How many sums a pass keeps, and whether the last of them is a maximum instead. */
+FKL_INLINE int pass_sums(const enum pass pass)
+{
+    switch (pass) {
+    case PASS_SUMS_EXACT:
+        return 4;
+    case PASS_SUMS_MAX:
+    case PASS_KL:
+    case PASS_DIFFERENCE:
+    case PASS_RENYI:
+        return 3;
+    case PASS_SUMS:
+    case PASS_VARIATION:
+    case PASS_SUPPORT:
+        return 2;
+    default:
+        return 1;
+    }
+}
+FKL_INLINE int pass_has_maximum(const enum pass pass) { return pass == PASS_SUMS_MAX || pass == PASS_RENYI; }
+
+/* VD elements of a double or float row as doubles. */
+FKL_INLINE vd load(const enum fkl_type type, const char *address)
+{
+#if VD >= 4
+    if (type == FKL_F32)
+        return vh_load_double((const float *)(const void *)address);
+#else
+    if (type == FKL_F32) {
+        float x[VD];
+        double y[VD];
+        memcpy(x, address, sizeof x);
+        for (int i = 0; i < VD; i++)
+            y[i] = x[i];
+        return vd_load(y);
+    }
+#endif
+    return vd_load(address);
+}
+
+/* The last n < LANES (or, with floats, n < 2 LANES) elements of a row, with zeros after them. */
+FKL_INLINE const char *padded_tail(const enum fkl_type type, const char *address, ptrdiff_t n, char *buffer)
+{
+    memset(buffer, 0, (size_t)(2 * LANES * type_size(type)));
+    memcpy(buffer, address, (size_t)(n * type_size(type)));
+    return buffer;
+}
+
+FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
+                            const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
+{
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j++) {
+        vd a[SUMS];
+        for (int k = 0; k < SUMS; k++)
+            a[k] = acc[k][j];
+        element(pass, load(type, p + j * VD * type_size(type)), load(type, q + j * VD * type_size(type)), c, a, special);
+        for (int k = 0; k < SUMS; k++)
+            acc[k][j] = a[k];
+    }
+}
+
+#if FKL_FLOAT_KERNELS
+FKL_INLINE vf load_float(const enum fkl_type type, const char *address)
+{
+    if (type == FKL_F16)
+        return vf_load_f16((const uint16_t *)(const void *)address);
+    if (type == FKL_BF16)
+        return vf_load_bf16((const uint16_t *)(const void *)address);
+    return vf_load(address);
+}
+
+/* Sixteen floats onto eight lanes: float i belongs to lane i mod 8, as doubles do. */
+FKL_INLINE void add_floats(vd acc[PARTS], const vf x[PARTS])
+{
+#if PARTS == 1
+    acc[0] += vf_low(x[0]);
+    acc[0] += vf_high(x[0]);
+#else
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j += 2) {
+        acc[j] += vf_low(x[j / 2]);
+        acc[j + 1] += vf_high(x[j / 2]);
+    }
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j += 2) {
+        acc[j] += vf_low(x[PARTS / 2 + j / 2]);
+        acc[j + 1] += vf_high(x[PARTS / 2 + j / 2]);
+    }
+#endif
+}
+
+FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
+                           const struct fcontext *c, vd acc[SUMS][PARTS], vi *special)
+{
+    vf x[PARTS], y[PARTS], term[PARTS];
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j++) {
+        x[j] = load_float(type, p + j * VF * type_size(type));
+        y[j] = load_float(type, q + j * VF * type_size(type));
+        term[j] = element_float(pass, x[j], y[j], c, special);
+    }
+    if (pass != PASS_SUMS)
+        add_floats(acc[0], term);
+    if (pass != PASS_JS_HALF) {
+        add_floats(acc[pass == PASS_KL ? 1 : 0], x);
+        add_floats(acc[pass == PASS_KL ? 2 : 1], y);
+    }
+}
+#endif
+
+/* Are this pass's terms computed in float for rows of this type? */
+FKL_INLINE int in_float(const enum pass pass, const enum fkl_type type)
+{
+    return FKL_FLOAT_KERNELS && type != FKL_F64 && (pass == PASS_SUMS || pass == PASS_KL || pass == PASS_JS_HALF);
+}
+
+/* How far ahead of itself a stream is asked for, in bytes. */
+#define AHEAD 8192
+
+/* Elements [0, n) of a row (or of a part of one that begins at a multiple of BLOCK), added to s. */
+FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
+                           const struct context *context, int row, const fkl_problem *problem, double shift,
+                           struct sums *s)
+{
+    const int count = pass_sums(pass), maximum = pass_has_maximum(pass), floats = in_float(pass, type);
+    const ptrdiff_t step = floats ? 2 * LANES : LANES;
+    const ptrdiff_t size = type_size(type);
+    vi special = vi_set(0);
+    const struct vcontext c = {vd_set(context->c[row]), vd_set(context->c_low[row]), vd_set(context->q_sum[row]), vd_set(context->half[row]),
+                               vd_set(problem->parameter), vd_set(renyi_exponent(problem)), vd_set(shift)};
+#if FKL_FLOAT_KERNELS
+    const float c_float = (float)context->c[row];
+    const struct fcontext cf = {vf_set(c_float), vf_set((float)((context->c[row] - c_float) + context->c_low[row]))};
+#endif
+
+    for (ptrdiff_t start = 0; start < n; start += BLOCK) {
+        ptrdiff_t end = n - start < BLOCK ? n - start : BLOCK, i = 0;
+        const char *pb = p + start * size, *qb = q + start * size;
+        vd acc[SUMS][PARTS];
+        for (int k = 0; k < SUMS; k++)
+            for (int j = 0; j < PARTS; j++)
+                acc[k][j] = vd_set(maximum && k == 2 ? -INFINITY : 0.0);
+        for (; i + step <= end; i += step) {
+            fkl_prefetch(pb + i * size + AHEAD);
+            fkl_prefetch(qb + i * size + AHEAD);
+#if FKL_FLOAT_KERNELS
+            if (floats)
+                step_float(pass, type, pb + i * size, qb + i * size, &cf, acc, &special);
+            else
+#endif
+                step_double(pass, type, pb + i * size, qb + i * size, &c, acc, &special);
+        }
+        if (i < end) {
+            _Alignas(64) char p_tail[2 * LANES * 8], q_tail[2 * LANES * 8];
+            const char *pt = padded_tail(type, pb + i * size, end - i, p_tail);
+            const char *qt = padded_tail(type, qb + i * size, end - i, q_tail);
+#if FKL_FLOAT_KERNELS
+            if (floats)
+                step_float(pass, type, pt, qt, &cf, acc, &special);
+            else
+#endif
+                step_double(pass, type, pt, qt, &c, acc, &special);
+        }
+        for (int k = 0; k < count; k++) {
+            for (int j = 0; j < PARTS; j++) {
+                vd high = acc[k][j], low = vd_set(0.0);
+                if (s->blocks > 0) {
+                    high = vd_load(&s->high[k][j * VD]);
+                    if (maximum && k == 2) {
+                        high = vd_max(high, acc[k][j]);
+                    } else {
+                        vd_two_sum(high, acc[k][j], &high, &low);
+                        low += vd_load(&s->low[k][j * VD]);
+                    }
+                }
+                vd_store(&s->high[k][j * VD], high);
+                vd_store(&s->low[k][j * VD], low);
+            }
+        }
+        s->blocks++;
+    }
+    for (int j = 0; j < VD; j++) {
+        uint64_t bits[VD];
+        memcpy(bits, &special, sizeof bits);
+        s->special[j] |= bits[j];
+    }
+}
+
+FKL_INLINE void clear_sums(struct sums *s)
+{
+    s->blocks = 0;
+    memset(s->special, 0, sizeof s->special);
+}
+
+/* The sum over the lanes: always the tree ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)). */
+FKL_INLINE double add_lanes(const double x[LANES])
+{
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+
+FKL_INLINE double max_lanes(const double x[LANES])
+{
+    double m = x[0];
+    for (int i = 1; i < LANES; i++)
+        m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+/* *high + *low = the sum of n numbers to twice the precision. */
+FKL_INLINE void add_exactly(const double *x, int n, double *high, double *low)
+{
+    for (int i = 0; i < n; i++) {
+        double sum = *high + x[i], t = sum - *high;
+        *low += (*high - (sum - t)) + (x[i] - t);
+        *high = sum;
+    }
+}
+
+/* What a pass found out about up to eight rows, one per lane. */
+struct totals {
+    double sum[SUMS][LANES];
+    unsigned special; /* a bit for each row that must be judged element by element */
+};
+
+FKL_INLINE void total_row(const enum pass pass, const struct sums *s, struct totals *t, int row)
+{
+    const int count = pass_sums(pass), maximum = pass_has_maximum(pass);
+    uint64_t special = 0;
+    for (int i = 0; i < LANES; i++)
+        special |= s->special[i];
+    t->special |= (unsigned)(special != 0) << row;
+
+    if (pass == PASS_SUMS_EXACT || pass == PASS_DIFFERENCE) {
+        const int pairs = pass == PASS_SUMS_EXACT ? 2 : 1, first = pass == PASS_SUMS_EXACT ? 0 : 1;
+        for (int k = first; k < first + pairs; k++) {
+            double high = 0.0, low = 0.0, rest = 0.0;
+            add_exactly(s->high[k], LANES, &high, &low);
+            add_exactly(s->low[k], LANES, &high, &low);
+            add_exactly(s->high[k + pairs], LANES, &high, &low);
+            add_exactly(s->low[k + pairs], LANES, &high, &low);
+            add_exactly(&low, 1, &high, &rest);
+            t->sum[k][row] = high;
+            t->sum[k + pairs][row] = rest;
+        }
+        if (pass == PASS_SUMS_EXACT)
+            return;
+    }
+    for (int k = 0; k < (pass == PASS_DIFFERENCE ? 1 : count); k++) {
+        if (maximum && k == 2)
+            t->sum[k][row] = max_lanes(s->high[k]);
+        else {
+            double high = add_lanes(s->high[k]); /* where it is infinite, what adding it up lost is NaN */
+            t->sum[k][row] = s->blocks > 1 && !isinf(high) ? high + add_lanes(s->low[k]) : high;
+        }
+    }
+}
+
+/* ---- a group of up to eight rows ----------------------------------------------------------------------------------- */
+
+/* One operand's rows of a group, and the tile its elements are packed into where they are not contiguous. */
+struct side {
+    const fkl_rows *rows;
+    ptrdiff_t first; /* the group's first row */
+    int direct;      /* rows lie in memory as the kernel reads them */
+    char *tile;
+};
+
+struct group {
+    struct side p, q;
+    int count;            /* rows in the group */
+    ptrdiff_t chunk;      /* elements of each row that are packed at a time; K where both operands are direct */
+    ptrdiff_t packed_at, packed; /* the tiles hold [packed_at, packed_at + packed) of each row */
+    const fkl_problem *problem;
+    struct context context;
+    double shift;
+};
+
+/* The elements [start, start + n) of the group's rows, as doubles or as the row type itself, contiguous per row. */
+static void pack(const enum fkl_type row_type, const struct side *side, int count, ptrdiff_t start, ptrdiff_t n,
+                 ptrdiff_t tile_length)
+{
+    const fkl_rows *rows = side->rows;
+    const ptrdiff_t size = type_size(row_type);
+    const char *base = rows->data + side->first * rows->row_stride + start * rows->item_stride;
+    const int copies = (enum fkl_type)rows->type == row_type && !rows->swapped;
+
+#define FKL_PACK(T)                                                                                                    \
+    for (ptrdiff_t j = 0; j < n; j++) {                                                                                \
+        const char *from = base + j * rows->item_stride;                                                               \
+        for (int i = 0; i < count; i++) {                                                                              \
+            T x;                                                                                                       \
+            memcpy(&x, from + i * rows->row_stride, sizeof x);                                                         \
+            memcpy(side->tile + (i * tile_length + j) * size, &x, sizeof x);                                           \
+        }                                                                                                              \
+        fkl_prefetch(from + 8 * rows->row_stride);                                                                     \
+    }
+    if (copies && size == 8) {
+        FKL_PACK(uint64_t)
+    } else if (copies && size == 4) {
+        FKL_PACK(uint32_t)
+    } else if (copies) {
+        FKL_PACK(uint16_t)
+    } else {
+        for (int i = 0; i < count; i++) {
+            const char *from = base + i * rows->row_stride;
+            char *to = side->tile + i * tile_length * size;
+            for (ptrdiff_t j = 0; j < n; j++) {
+                double x = load_any((enum fkl_type)rows->type, rows->swapped, from + j * rows->item_stride);
+                if (row_type == FKL_F64) {
+                    memcpy(to + j * 8, &x, 8);
+                } else { /* float rows: the narrower types convert exactly */
+                    float y = (float)x;
+                    memcpy(to + j * 4, &y, 4);
+                }
+            }
+        }
+    }
+#undef FKL_PACK
+}
+
+FKL_INLINE const char *row_start(const struct side *side, int row, const enum fkl_type type, ptrdiff_t start,
+                                 ptrdiff_t tile_length)
+{
+    if (side->direct)
+        return side->rows->data + (side->first + row) * side->rows->row_stride + start * type_size(type);
+    return side->tile + row * tile_length * type_size(type);
+}
+
+/* Elements [begin, end) of the group's rows through one pass. */
+FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct group *g, ptrdiff_t begin,
+                          ptrdiff_t end, struct totals *t)
+{
+    struct sums sums[LANES];
+    const ptrdiff_t tile_length = fkl_tile_length(g->problem->length);
+    for (int i = 0; i < g->count; i++)
+        clear_sums(&sums[i]);
+    for (ptrdiff_t start = begin; start < end; start += g->chunk) {
+        ptrdiff_t n = end - start < g->chunk ? end - start : g->chunk;
+        if (g->packed_at != start || g->packed < n) {
+            if (!g->p.direct)
+                pack(type, &g->p, g->count, start, n, tile_length);
+            if (!g->q.direct)
+                pack(type, &g->q, g->count, start, n, tile_length);
+            g->packed_at = start;
+            g->packed = n;
+        }
+        for (int i = 0; i < g->count; i++)
+            pass_along(pass, type, row_start(&g->p, i, type, start, tile_length),
+                       row_start(&g->q, i, type, start, tile_length), n, &g->context, i, g->problem, g->shift,
+                       &sums[i]);
+    }
+    t->special = 0;
+    for (int i = 0; i < g->count; i++)
+        total_row(pass, &sums[i], t, i);
+}
+
+/* Up to eight rows of at most FKL_ACROSS elements, one row per lane, element by element. The tiles hold doubles, eight
+ * rows' first elements, then their second ones, and so on; lanes without a row hold zeros. */
+FKL_INLINE void pass_across(const enum pass pass, const struct group *g, struct totals *t)
+{
+    const int count = pass_sums(pass);
+    const double *p = (const double *)(const void *)g->p.tile, *q = (const double *)(const void *)g->q.tile;
+    t->special = 0;
+    for (int j = 0; j < PARTS; j++) {
+        const struct context *context = &g->context;
+        const struct vcontext c = {vd_load(&context->c[j * VD]), vd_load(&context->c_low[j * VD]),
+                                   vd_load(&context->q_sum[j * VD]), vd_load(&context->half[j * VD]),
+                                   vd_set(g->problem->parameter),
+                                   vd_set(renyi_exponent(g->problem)), vd_set(g->shift)};
+        vd acc[SUMS];
+        vi special = vi_set(0);
+        for (int k = 0; k < SUMS; k++)
+            acc[k] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
+        for (ptrdiff_t i = 0; i < g->problem->length; i++)
+            element(pass, vd_load(p + i * LANES + j * VD), vd_load(q + i * LANES + j * VD), &c, acc, &special);
+        for (int k = 0; k < count; k++)
+            vd_store(&t->sum[k][j * VD], acc[k]);
+        uint64_t bits[VD];
+        memcpy(bits, &special, sizeof bits);
+        for (int i = 0; i < VD; i++)
+            t->special |= (unsigned)(bits[i] != 0) << (j * VD + i);
+    }
+}
+
+/* One pass over the group's rows, whichever way they lie. The switch is the one place where passes are instantiated. */
+#define FKL_RUN(PASS)                                                                                                  \
+    case PASS:                                                                                                         \
+        if (across)                                                                                                    \
+            pass_across(PASS, g, t);                                                                                   \
+        else                                                                                                           \
+            run_range(PASS, type, g, begin, end, t);                                                                   \
+        return;
+
+FKL_INLINE void run_pass_typed(const enum fkl_type type, const int across, enum pass pass, struct group *g,
+                               ptrdiff_t begin, ptrdiff_t end, struct totals *t)
+{
+    switch (pass) { /* what the 16-bit types are read for: see row_type() */
+        FKL_RUN(PASS_SUMS)
+        FKL_RUN(PASS_KL)
+        FKL_RUN(PASS_JS_HALF)
+    default:
+        break;
+    }
+    if (type == FKL_F16 || type == FKL_BF16)
+        return;
+    switch (pass) {
+        FKL_RUN(PASS_SUMS_MAX)
+        FKL_RUN(PASS_SUMS_EXACT)
+        FKL_RUN(PASS_KL_PAIR)
+        FKL_RUN(PASS_DIFFERENCE)
+        FKL_RUN(PASS_JEFFREYS)
+        FKL_RUN(PASS_JS)
+        FKL_RUN(PASS_CROSS)
+        FKL_RUN(PASS_VARIATION)
+        FKL_RUN(PASS_HELLINGER)
+        FKL_RUN(PASS_RENYI)
+        FKL_RUN(PASS_SUPPORT)
+    default:
+        break;
+    }
+}
+#undef FKL_RUN
+
+typedef void pass_runner(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t);
+static void run_f64(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
+{
+    run_pass_typed(FKL_F64, 0, pass, g, begin, end, t);
+}
+static void run_f32(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
+{
+    run_pass_typed(FKL_F32, 0, pass, g, begin, end, t);
+}
+static void run_f16(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
+{
+    run_pass_typed(FKL_F16, 0, pass, g, begin, end, t);
+}
+static void run_bf16(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
+{
+    run_pass_typed(FKL_BF16, 0, pass, g, begin, end, t);
+}
+static void run_across(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
+{
+    run_pass_typed(FKL_F64, 1, pass, g, begin, end, t);
+}
+
+/* ---- from sums to results ------------------------------------------------------------------------------------------ */
+
+/* The pass that sums an operation's terms once c is known. */
+FKL_INLINE enum pass term_pass(enum fkl_op op, const fkl_problem *problem)
+{
+    switch (op) {
+    case FKL_JEFFREYS:
+        return PASS_JEFFREYS;
+    case FKL_JS:
+    case FKL_JS_DISTANCE:
+        return problem->parameter == 0.5 ? PASS_JS_HALF : PASS_JS;
+    case FKL_CROSS_ENTROPY:
+    case FKL_ENTROPY:
+        return PASS_CROSS;
+    case FKL_TOTAL_VARIATION:
+        return PASS_VARIATION;
+    case FKL_HELLINGER:
+        return PASS_HELLINGER;
+    case FKL_RENYI:
+        return problem->parameter == 0.0 ? PASS_SUPPORT : PASS_RENYI;
+    default:
+        return problem->normalize ? PASS_KL_PAIR : PASS_DIFFERENCE;
+    }
+}
+
+/* From the sums of up to eight rows, their contexts; returns a bit for each row the vector kernels can take. */
+static unsigned prepare(struct group *g, const struct totals *t, int exact, double low, double high)
+{
+    unsigned usable = 0;
+    for (int j = 0; j < LANES; j += VD) {
+        const vd one = vd_set(1.0), zero = vd_set(0.0);
+        vd p = vd_load(&t->sum[0][j]), q = vd_load(&t->sum[1][j]), p_low = zero, q_low = zero;
+        vd d = zero, d_low = zero;
+        if (exact) { /* q = p - d */
+            d = q, d_low = vd_load(&t->sum[3][j]), p_low = vd_load(&t->sum[2][j]);
+            vd_two_sum(p, -d, &q, &q_low);
+            q_low += p_low - d_low;
+            vd_two_sum(q, q_low, &q, &q_low);
+        }
+        md fine = md_and(md_and(vd_le(vd_set(low), p), vd_le(p, vd_set(high))),
+                         md_and(vd_le(vd_set(low), q), vd_le(q, vd_set(high))));
+        usable |= md_lanes(fine) << j;
+        p = vd_select(fine, p, one);
+        q = vd_select(fine, q, one);
+        p_low = vd_select(fine, p_low, zero);
+        q_low = vd_select(fine, q_low, zero);
+        /* c = p/q to twice the precision: the remainder p - c q is exact. */
+        vd c = p / q, product, error;
+        vd_two_product(c, q, &product, &error);
+        vd c_low = (((p - product) - error) + (p_low - c * q_low)) / q;
+        if (exact) /* next to 1, c - 1 = d / q is known to its own last bits, far below those of c */
+            c_low = vd_select(vd_eq(c, one), d / q, c_low);
+        const int normalize = g->problem->normalize;
+        vd_store(&g->context.c[j], normalize ? c : one);
+        vd_store(&g->context.c_low[j], normalize ? c_low : zero);
+        vd_store(&g->context.p_sum[j], normalize ? p : one);
+        vd_store(&g->context.q_sum[j], normalize ? q : one);
+        vd_store(&g->context.half[j], normalize ? vd_set(0.5) * p : vd_infinity());
+    }
+    return usable & ~t->special;
+}
+
+/* The one-pass KL: sum phi / P - phi(1, Q/P) where that difference does not cancel. */
+static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, double low, double high, double *result)
+{
+    unsigned good = 0;
+    for (int j = 0; j < LANES; j += VD) {
+        const vd one = vd_set(1.0);
+        vd sum = vd_load(&t->sum[0][j]), p = vd_load(&t->sum[1][j]), q = vd_load(&t->sum[2][j]);
+        md fine = md_and(md_and(vd_le(vd_set(low), p), vd_le(p, vd_set(high))),
+                         md_and(vd_le(vd_set(low), q), vd_le(q, vd_set(high))));
+        vd r = vd_select(fine, q / vd_select(fine, p, one), one);
+        vd a = sum / vd_select(fine, p, one);
+        vd off = vd_abs(r - one);
+        /* phi(1, r) is below (r - 1)^2 here, so it takes less than an eighth of a sixteenth off a. */
+        md near = md_and(vd_le(vd_set(8.0) * off, a), vd_le(off, vd_set(0.0625)));
+        md safe = md_and(vd_le(vd_set(0x1p-300), a), near);
+        md infinite = vd_eq(a, vd_infinity());
+        vd value = vd_select(infinite, a, a - vd_phi(one, r));
+        vd_store(result + j, value / vd_set(problem->log_base));
+        good |= md_lanes(md_and(fine, md_or(safe, infinite))) << j;
+    }
+    return good & ~t->special;
+}
+
+/* The other operations, and KL with a known c. A bit is set for each row whose error bound holds: sums of terms whose
+ * first-order dependence on c vanishes or is as small as they are need c to working precision only while they are large
+ * against the square of its error. exact: c is known to twice the precision, the bound holds. */
+static unsigned finish(enum fkl_op op, const struct group *g, const struct totals *t, const struct totals *sums,
+                       int exact, double *result)
+{
+    unsigned good = 0;
+    const fkl_problem *problem = g->problem;
+    const double weight = problem->parameter;
+    for (int j = 0; j < LANES; j += VD) {
+        const vd zero = vd_set(0.0), one = vd_set(1.0), base = vd_set(problem->log_base);
+        vd p_sum = vd_load(&g->context.p_sum[j]), q_sum = vd_load(&g->context.q_sum[j]);
+        vd sum = vd_load(&t->sum[0][j]);
+        vd value = sum / p_sum;
+        /* Equal rows: every term is exactly 0, and none of a row of this size can have underflowed to it. */
+        md equal = md_and(vd_eq(sum, zero), md_and(vd_eq(vd_load(&g->context.c_low[j]), zero),
+                                                   vd_le(vd_set(0x1p-30), p_sum)));
+        md large = md_and(vd_le(vd_set(0x1p-40), value), vd_le(vd_set(0x1p-900), sum));
+        md fine = md_or(large, equal);
+        switch (op) {
+        case FKL_JS:
+        case FKL_JS_DISTANCE:
+            if (weight == 0.5) {
+                value = vd_set(0.5) * value;
+                if (problem->normalize)
+                    value = vd_min(value, vd_set(FKL_LN2));
+            }
+            value = value / base;
+            if (op == FKL_JS_DISTANCE)
+                value = vd_sqrt(value);
+            break;
+        case FKL_CROSS_ENTROPY:
+        case FKL_ENTROPY:
+            /* A cell with more than half of q's mass has a logarithm that the rounding of the total may spoil. */
+            fine = md_or(vd_le(vd_set(0.25), value),
+                         vd_le(vd_set(2.0) * vd_load(&sums->sum[2][j]), q_sum));
+            if (!problem->normalize)
+                fine = vd_eq(zero, zero);
+            value = value / base;
+            break;
+        case FKL_TOTAL_VARIATION:
+            /* Normalised, what p has more of is what q has more of. Where one cell holds most of p, p - c q there is
+             * a small difference of large numbers: it was left out, and the larger of the two sums is the whole. */
+            if (problem->normalize)
+                value = vd_min(vd_max(sum, vd_load(&t->sum[1][j])) / p_sum, one);
+            else
+                value = vd_set(0.5) * (sum + vd_load(&t->sum[1][j]));
+            fine = vd_eq(zero, zero);
+            break;
+        case FKL_HELLINGER:
+            value = vd_sqrt(vd_set(0.5) * value);
+            if (problem->normalize)
+                value = vd_min(value, one);
+            break;
+        case FKL_RENYI:
+            break; /* see finish_renyi() */
+        case FKL_KL:
+        case FKL_REVERSE_KL:
+            if (!problem->normalize) /* terms at working precision, and the difference of the sums to twice that */
+                value = sum + (vd_load(&t->sum[1][j]) + vd_load(&t->sum[2][j]));
+            value = value / base;
+            break;
+        default:
+            value = value / base;
+        }
+        vd_store(result + j, value);
+        good |= md_lanes(fine) << j;
+    }
+    return exact || !problem->normalize ? 0xffu : good;
+}
+
+/* D_alpha from the sums of PASS_RENYI or PASS_SUPPORT, for alpha = 0, 1/2 <= alpha < 1 and alpha > 1. */
+static double finish_renyi(const struct group *g, const struct totals *t, int lane)
+{
+    const double alpha = g->problem->parameter, b = alpha - 1.0, p_sum = g->context.p_sum[lane];
+    double lanes[LANES];
+    if (alpha == 0.0) { /* -log of q's share where p > 0, from the smaller of the two shares */
+        double inside = t->sum[0][lane], outside = t->sum[1][lane], total = g->context.q_sum[lane];
+        if (g->problem->normalize && outside <= 0.5 * total)
+            vd_store(lanes, -vd_log1p(vd_set(-(outside / total))));
+        else if (inside == 0.0)
+            return INFINITY;
+        else
+            vd_store(lanes, vd_log_ratio(vd_set(total), vd_set(inside), vd_set(0.0)));
+        return lanes[0] / g->problem->log_base;
+    }
+    if (b > 0.0 && t->sum[0][lane] == INFINITY)
+        return INFINITY;
+    if (alpha == INFINITY)
+        return t->sum[2][lane] / g->problem->log_base;
+    double excess = t->sum[0][lane] / p_sum, plain = t->sum[1][lane] / p_sum;
+    if (plain == 0.0)
+        return INFINITY;
+    /* Unnormalised rows have no 1 to take off; nor has a shifted sum, or one that is nearly all lost. */
+    if (g->problem->normalize && g->shift == 0.0 && excess > -0.5)
+        vd_store(lanes, vd_log1p(vd_set(excess)));
+    else
+        vd_store(lanes, vd_log_ratio(vd_set(plain), vd_set(1.0), vd_set(0.0)));
+    return (lanes[0] + g->shift) / b / g->problem->log_base;
+}
+
+/* PASS_RENYI for one row whose powers may exceed the largest double: once more, with the largest taken off. */
+static double renyi_row(pass_runner *run, struct group *g, struct totals *t, int lane)
+{
+    const double alpha = g->problem->parameter;
+    double largest = (alpha - 1.0) * t->sum[2][lane];
+    if (alpha <= 1.0 || alpha == INFINITY || t->sum[0][lane] == INFINITY || largest < 600.0)
+        return finish_renyi(g, t, lane);
+    struct totals shifted;
+    g->shift = largest;
+    run(PASS_RENYI, g, 0, g->problem->length, &shifted);
+    double value = finish_renyi(g, &shifted, lane);
+    g->shift = 0.0;
+    return value;
+}
+
+/* ---- rows, one at a time, exactly ---------------------------------------------------------------------------------- */
+
+static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, ptrdiff_t first, int count,
+                        const fkl_problem *problem, enum fkl_type type, void *scratch)
+{
+    const ptrdiff_t size = type_size(type);
+    g->p.rows = p;
+    g->q.rows = q;
+    g->p.first = g->q.first = first;
+    g->p.direct = (enum fkl_type)p->type == type && p->item_stride == size && !p->swapped;
+    g->q.direct = (enum fkl_type)q->type == type && q->item_stride == size && !q->swapped;
+    g->p.tile = scratch;
+    g->q.tile = (char *)scratch + fkl_scratch_bytes(problem->length) / 2;
+    g->count = count;
+    g->chunk = g->p.direct && g->q.direct ? problem->length : FKL_TILE_LENGTH;
+    g->packed_at = -1;
+    g->packed = 0;
+    g->problem = problem;
+    g->shift = 0.0;
+}
+
+/* Cross-entropy where one cell holds most of q: its logarithm is log(1 + others / cell), with `others` summed from the
+ * other cells alone. */
+static double peaked_cross_entropy(struct group *g, double cell)
+{
+    const ptrdiff_t length = g->problem->length;
+    ptrdiff_t at = 0;
+    while (load_any((enum fkl_type)g->q.rows->type, g->q.rows->swapped,
+                    g->q.rows->data + g->q.first * g->q.rows->row_stride + at * g->q.rows->item_stride) != cell)
+        at++;
+    double p_cell = load_any((enum fkl_type)g->p.rows->type, g->p.rows->swapped,
+                             g->p.rows->data + g->p.first * g->p.rows->row_stride + at * g->p.rows->item_stride);
+    struct totals before = {{{0}}, 0}, after = {{{0}}, 0};
+    run_f64(PASS_SUMS, g, 0, at, &before);
+    run_f64(PASS_SUMS, g, at + 1, length, &after);
+    double others = at > 0 ? before.sum[1][0] : 0.0;
+    others += at + 1 < length ? after.sum[1][0] : 0.0;
+    double lanes[LANES];
+    vd_store(lanes, vd_log1p(vd_set(others / cell)));
+    double value = p_cell == 0.0 ? 0.0 : p_cell * lanes[0];
+    run_f64(PASS_CROSS, g, 0, at, &before);
+    run_f64(PASS_CROSS, g, at + 1, length, &after);
+    value += at > 0 ? before.sum[0][0] : 0.0;
+    value += at + 1 < length ? after.sum[0][0] : 0.0;
+    return value / g->context.p_sum[0] / g->problem->log_base;
+}
+
+static double careful(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, ptrdiff_t row, const fkl_problem *problem)
+{
+    fkl_rows p1 = *p, q1 = *q;
+    p1.data += row * p1.row_stride;
+    q1.data += row * q1.row_stride;
+    return fkl_careful_row(op, &p1, &q1, problem);
+}
+
+static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, ptrdiff_t row,
+                        const fkl_problem *problem, void *scratch)
+{
+    struct group g;
+    struct totals sums, terms;
+    double result[LANES];
+    const ptrdiff_t length = problem->length;
+
+    start_group(&g, p, q, row, 1, problem, FKL_F64, scratch);
+    run_f64(PASS_SUMS_EXACT, &g, 0, length, &sums);
+    for (int k = 0; k < SUMS; k++) /* all lanes alike, so that none holds rubbish */
+        for (int i = 1; i < LANES; i++)
+            sums.sum[k][i] = sums.sum[k][0];
+    if (prepare(&g, &sums, 1, SUM_LOW, SUM_HIGH) & 1) {
+        if (op == FKL_CROSS_ENTROPY || op == FKL_ENTROPY) {
+            run_f64(PASS_SUMS_MAX, &g, 0, length, &terms);
+            return peaked_cross_entropy(&g, terms.sum[2][0]);
+        }
+        run_f64(term_pass(op, problem), &g, 0, length, &terms);
+        if (op == FKL_RENYI)
+            return renyi_row(run_f64, &g, &terms, 0);
+        for (int k = 0; k < SUMS; k++)
+            for (int i = 1; i < LANES; i++)
+                terms.sum[k][i] = terms.sum[k][0];
+        finish(op, &g, &terms, &sums, 1, result);
+        /* Terms this small in a row this small may have underflowed. */
+        if (!(g.context.p_sum[0] < 0x1p-30 && terms.sum[0][0] < 0x1p-900))
+            return result[0];
+    }
+    return careful(op, p, q, row, problem);
+}
+
+/* ---- blocks of rows -------------------------------------------------------------------------------------------------- */
+
+/* Rows of at most FKL_ACROSS elements into the tile, as doubles, transposed. */
+static void pack_across(const struct side *side, int count, ptrdiff_t length)
+{
+    const fkl_rows *rows = side->rows;
+    const char *base = rows->data + side->first * rows->row_stride;
+    double *tile = (double *)(void *)side->tile;
+    if (count < LANES)
+        memset(tile, 0, (size_t)(length * LANES) * sizeof(double));
+    if (rows->type == FKL_F64 && !rows->swapped) {
+        for (ptrdiff_t j = 0; j < length; j++)
+            for (int i = 0; i < count; i++)
+                memcpy(tile + j * LANES + i, base + i * rows->row_stride + j * rows->item_stride, sizeof(double));
+        fkl_prefetch(base + AHEAD);
+    } else {
+        for (ptrdiff_t j = 0; j < length; j++)
+            for (int i = 0; i < count; i++)
+                tile[j * LANES + i] = load_any((enum fkl_type)rows->type, rows->swapped,
+                                               base + i * rows->row_stride + j * rows->item_stride);
+    }
+}
+
+/* The type in which rows are read: 16-bit floats as they are where the float kernels take them, else as floats. */
+FKL_INLINE enum fkl_type effective_type(enum fkl_op op, enum fkl_type type, const fkl_problem *problem)
+{
+    int narrow = type == FKL_F16 || type == FKL_BF16;
+    int taken = FKL_FLOAT_KERNELS && problem->normalize &&
+                (op == FKL_KL || ((op == FKL_JS || op == FKL_JS_DISTANCE) && problem->parameter == 0.5));
+    return narrow && !taken ? FKL_F32 : type;
+}
+
+static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_rows *q, ptrdiff_t n_rows,
+                      const fkl_problem *problem, double *result, void *scratch)
+{
+    static pass_runner *const runners[FKL_ROW_TYPES] = {run_f64, run_f32, run_f16, run_bf16};
+    const ptrdiff_t length = problem->length;
+    const int across = length <= FKL_ACROSS;
+    enum fkl_op op = (enum fkl_op)operation;
+    const int is_cross = op == FKL_CROSS_ENTROPY || op == FKL_ENTROPY;
+    double swap_scale = 1.0;
+    fkl_problem local = *problem;
+
+    if (op == FKL_WASSERSTEIN) {
+        for (ptrdiff_t i = 0; i < n_rows; i++)
+            result[i] = careful(op, p, q, i, problem);
+        return;
+    }
+    if (op == FKL_REVERSE_KL) {
+        const fkl_rows *other = p;
+        p = q, q = other, op = FKL_KL;
+    }
+    if (op == FKL_RENYI && local.parameter == 1.0)
+        op = FKL_KL;
+    if (op == FKL_RENYI && local.parameter > 0.0 && local.parameter < 0.5) {
+        /* D_a(p, q) = a/(1 - a) D_(1-a)(q, p): the orders from 1/2 up are the well-conditioned ones. */
+        const fkl_rows *other = p;
+        swap_scale = local.parameter / (1.0 - local.parameter);
+        local.parameter = 1.0 - local.parameter;
+        p = q, q = other;
+    }
+    problem = &local;
+    const enum fkl_type type = across ? FKL_F64 : effective_type(op, (enum fkl_type)row_type, problem);
+    pass_runner *run = across ? run_across : runners[type];
+
+    const int floats = !across && type != FKL_F64 && FKL_FLOAT_KERNELS;
+    const int one_pass = op == FKL_KL && problem->normalize;
+    const enum pass terms_pass = term_pass(op, problem);
+    const int float_terms = floats && (one_pass || terms_pass == PASS_JS_HALF);
+    const double low = float_terms ? SUM_LOW_FLOAT : SUM_LOW, high = float_terms ? SUM_HIGH_FLOAT : SUM_HIGH;
+    /* Rows that are passed over twice go in groups that stay in the cache in between. */
+    ptrdiff_t together = 131072 / (length * type_size(type));
+    together = together < 1 ? 1 : together > LANES ? LANES : together;
+    if (across)
+        together = LANES;
+
+    for (ptrdiff_t first = 0; first < n_rows; first += together) {
+        struct group g;
+        struct totals sums = {{{0}}, 0}, terms = {{{0}}, 0};
+        double values[LANES];
+        int count = (int)(n_rows - first < together ? n_rows - first : together);
+        unsigned good;
+
+        start_group(&g, p, q, first, count, problem, type, scratch);
+        if (across) {
+            pack_across(&g.p, count, length);
+            if (is_cross && p->data == q->data)
+                g.q.tile = g.p.tile;
+            else
+                pack_across(&g.q, count, length);
+        }
+        if (one_pass) {
+            run(PASS_KL, &g, 0, length, &terms);
+            good = finish_kl(&terms, problem, low, high, values);
+        } else {
+            run(op == FKL_TOTAL_VARIATION ? PASS_SUMS_EXACT : is_cross ? PASS_SUMS_MAX : PASS_SUMS, &g, 0, length,
+                &sums);
+            good = prepare(&g, &sums, op == FKL_TOTAL_VARIATION, low, high);
+            run(terms_pass, &g, 0, length, &terms);
+            if (op == FKL_RENYI)
+                for (int i = 0; i < count; i++)
+                    values[i] = good >> i & 1 ? swap_scale * renyi_row(run, &g, &terms, i) : 0.0;
+            else
+                good &= finish(op, &g, &terms, &sums, 0, values);
+        }
+        for (int i = 0; i < count; i++) {
+            if (FKL_LIKELY(good >> i & 1))
+                result[first + i] = values[i];
+            else
+                result[first + i] = exact_row(op, p, q, first + i, problem, scratch) * swap_scale;
+        }
+    }
+}

@@ -1,0 +1,72 @@
+/* kernels.h: what Cython sees of the C side: the types of a row, the list of operations, and one table per level. */
+#ifndef FASTKL_KERNELS_H
+#define FASTKL_KERNELS_H
+
+#include <stddef.h>
+
+/* How the elements of an operand lie in memory. A kernel's rows are of one of the first FKL_ROW_TYPES; everything else
+ * is converted on the way into the scratch tile. */
+enum fkl_type {
+    FKL_F64, FKL_F32, FKL_F16, FKL_BF16,
+    FKL_ROW_TYPES,
+    FKL_I8 = FKL_ROW_TYPES, FKL_I16, FKL_I32, FKL_I64, FKL_U8, FKL_U16, FKL_U32, FKL_U64,
+    FKL_TYPES
+};
+
+/* The discrete family. */
+enum fkl_op {
+    FKL_KL, FKL_REVERSE_KL, FKL_JEFFREYS, FKL_JS, FKL_JS_DISTANCE, FKL_CROSS_ENTROPY, FKL_ENTROPY, FKL_RENYI,
+    FKL_TOTAL_VARIATION, FKL_HELLINGER, FKL_WASSERSTEIN,
+    FKL_OPS
+};
+
+/* Rows at equal distances: element j of row i is at data + i * row_stride + j * item_stride (bytes, any sign, or 0). */
+typedef struct {
+    const char *data;
+    ptrdiff_t row_stride, item_stride;
+    int type;    /* enum fkl_type */
+    int swapped; /* the bytes of an element are in the other order than this machine's */
+} fkl_rows;
+
+typedef struct {
+    ptrdiff_t length;        /* K */
+    int normalize;           /* divide each row by its sum? */
+    double log_base;         /* results in nats are divided by this */
+    double parameter;        /* the weight of JS, the order alpha of Renyi */
+    const double *positions; /* K ascending positions for Wasserstein, or NULL for 0, 1, 2, ... */
+} fkl_problem;
+
+/* result[i] of an operation for n_rows rows of p and q, held as row_type while they are worked on. scratch:
+ * fkl_scratch_bytes(length) of the calling thread's own, 64-byte aligned. */
+typedef void fkl_pair_kernel(int operation, int row_type, const fkl_rows *p, const fkl_rows *q, ptrdiff_t n_rows,
+                             const fkl_problem *problem, double *result, void *scratch);
+
+#define FKL_TILE_ROWS 8
+#define FKL_TILE_LENGTH 4096 /* elements of a row in the scratch tile at a time: a multiple of the summation block */
+/* The scratch tiles of p and q: FKL_TILE_ROWS rows of as many elements as are packed at a time. */
+static inline ptrdiff_t fkl_tile_length(ptrdiff_t length) { return length < FKL_TILE_LENGTH ? length : FKL_TILE_LENGTH; }
+static inline size_t fkl_scratch_bytes(ptrdiff_t length)
+{
+    return (size_t)(2 * FKL_TILE_ROWS * 8) * (size_t)fkl_tile_length(length);
+}
+
+/* Functions of vmath.h by number, for the tests that measure their errors. */
+enum fkl_probe {
+    FKL_PROBE_PHI, FKL_PROBE_LOG_RATIO, FKL_PROBE_LOG1P, FKL_PROBE_EXP, FKL_PROBE_EXP_EXCESS, FKL_PROBE_PHI_FLOAT
+};
+
+typedef struct {
+    const char *name;
+    fkl_pair_kernel *discrete;
+    void (*probe)(int function, ptrdiff_t n, const double *a, const double *b, double *result);
+} fkl_level;
+
+/* The levels this build has, from the lowest up, ending with a NULL; `fkl_level_usable` asks the CPU and the OS. */
+extern const fkl_level *const fkl_levels[];
+int fkl_level_usable(const char *name);
+
+/* One row by scalar arithmetic with exponents of their own: for rows the vector kernels leave alone (subnormal numbers,
+ * sums beyond the largest float, negative zeros), and the judge of what is a valid row. Any layout, slow, exact. */
+double fkl_careful_row(int op, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem);
+
+#endif

@@ -1,0 +1,3 @@
+/* The kernels for level "baseline"; setup.py has the flags. */
+#define FKL_LEVEL baseline
+#include "level.inl.h"

@@ -1,0 +1,42 @@
+/* probe.inl.h: the functions of vmath.h over arrays, so that a test can measure their errors at each level. */
+#include "vmath.h"
+#include "kernels.h"
+
+static void probe(int function, ptrdiff_t n, const double *a, const double *b, double *result)
+{
+    for (ptrdiff_t i = 0; i + VD <= n; i += VD) {
+        vd x = vd_load(a + i), y = vd_load(b + i), exponential, value;
+        switch (function) {
+        case FKL_PROBE_PHI:
+            value = vd_phi(x, y);
+            break;
+        case FKL_PROBE_LOG_RATIO:
+            value = vd_log_ratio(x, y, vd_set(0.0));
+            break;
+        case FKL_PROBE_LOG1P:
+            value = vd_log1p(x);
+            break;
+        case FKL_PROBE_EXP:
+            vd_exp_excess(x, &value);
+            break;
+        case FKL_PROBE_EXP_EXCESS:
+            value = vd_exp_excess(x, &exponential);
+            break;
+        default:
+            value = vd_set(0.0);
+            break;
+        }
+        vd_store(result + i, value);
+    }
+#if VD > 1 && FKL_HAVE_FMA
+    if (function == FKL_PROBE_PHI_FLOAT)
+        for (ptrdiff_t i = 0; i + VF <= n; i += VF) {
+            float x[VF], y[VF];
+            for (int j = 0; j < VF; j++)
+                x[j] = (float)a[i + j], y[j] = (float)b[i + j];
+            vf_store(x, vf_phi(vf_load(x), vf_load(y)));
+            for (int j = 0; j < VF; j++)
+                result[i + j] = x[j];
+        }
+#endif
+}

@@ -1,0 +1,324 @@
+/* simd.h: the vectors every kernel is written in.
+ *
+ * One set of names, four implementations, chosen by the flags the file is compiled with: AVX-512 (8 doubles in a
+ * register), AVX2 with FMA (4), SSE2 or NEON (2), and a plain C fallback (1) for compilers without vector types.
+ * Arithmetic is written with the operators + - * /, everything else with the functions below.
+ *
+ *   vd  VD doubles      vi  VD 64-bit unsigned integers      md  a mask over VD lanes
+ *   vf  VF floats       vw  VF 32-bit unsigned integers      mf  a mask over VF lanes      (VF = 2 VD)
+ *
+ * The arithmetic of a row is defined on LANES = 8 *virtual* lanes: element i belongs to lane i mod 8, whatever the
+ * register width, and a virtual vector is PARTS = 8 / VD registers. That is what makes the levels agree bit for bit.
+ *
+ * Everything is `static inline`: no symbol leaves the object of its level, so no level's code can be linked into
+ * another's. The files are compiled with -ffp-contract=off: a fused multiply-add happens where vd_fma is written and
+ * nowhere else.
+ */
+#ifndef FASTKL_SIMD_H
+#define FASTKL_SIMD_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 8
+
+#if defined(__GNUC__) || defined(__clang__)
+#define FKL_INLINE static inline __attribute__((always_inline, unused))
+#define FKL_UNROLL _Pragma("GCC unroll 8")
+#define FKL_LIKELY(x) __builtin_expect(!!(x), 1)
+#define fkl_prefetch(address) __builtin_prefetch((address), 0, 3)
+#else
+#define FKL_INLINE static inline
+#define FKL_UNROLL
+#define FKL_LIKELY(x) (x)
+#define fkl_prefetch(address) ((void)(address))
+#endif
+
+/* FASTKL_SCALAR forces the one-lane fallback, which careful.c is written in. */
+#if defined(FASTKL_SCALAR) || !(defined(__GNUC__) || defined(__clang__))
+#define FKL_SCALAR 1
+#elif defined(__AVX2__) || defined(__SSE2__)
+#define FKL_X86 1
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#define FKL_NEON 1
+#include <arm_neon.h>
+#else
+#define FKL_SCALAR 1
+#endif
+
+/* ---- register width ------------------------------------------------------------------------------------------- */
+
+#if defined(FKL_SCALAR)
+#define VD 1
+#elif defined(__AVX512F__)
+#define VD 8
+#elif defined(__AVX2__)
+#define VD 4
+#else
+#define VD 2
+#endif
+#define VF (2 * VD)
+#define PARTS (LANES / VD)
+
+/* Is a * b + c with one rounding a single instruction? Where it isn't, vd_fma() emulates it and vd_madd() rounds
+ * twice: use vd_madd where either will do. */
+#if defined(__FMA__) || defined(__AVX512F__) || defined(FKL_NEON)
+#define FKL_HAVE_FMA 1
+#else
+#define FKL_HAVE_FMA 0
+#endif
+
+#if VD > 1
+typedef double vd __attribute__((vector_size(8 * VD)));
+typedef uint64_t vi __attribute__((vector_size(8 * VD)));
+typedef float vf __attribute__((vector_size(8 * VD)));
+typedef uint32_t vw __attribute__((vector_size(8 * VD)));
+/* The same, for addresses with any alignment. */
+typedef double vd_any __attribute__((vector_size(8 * VD), aligned(1), may_alias));
+typedef float vf_any __attribute__((vector_size(8 * VD), aligned(1), may_alias));
+typedef float vh_any __attribute__((vector_size(4 * VD), aligned(1), may_alias)); /* VD floats */
+
+FKL_INLINE vi vd_bits(vd x) { return (vi)x; }
+FKL_INLINE vd vi_double(vi x) { return (vd)x; }
+FKL_INLINE vw vf_bits(vf x) { return (vw)x; }
+FKL_INLINE vf vw_float(vw x) { return (vf)x; }
+FKL_INLINE vd vd_set(double x) { return x - (vd){0}; }
+FKL_INLINE vi vi_set(uint64_t x) { return x - (vi){0}; }
+FKL_INLINE vf vf_set(float x) { return x - (vf){0}; }
+FKL_INLINE vw vw_set(uint32_t x) { return x - (vw){0}; }
+FKL_INLINE vd vd_load(const void *address) { return *(const vd_any *)address; }
+FKL_INLINE vf vf_load(const void *address) { return *(const vf_any *)address; }
+FKL_INLINE void vd_store(double *address, vd x) { *(vd_any *)address = x; }
+FKL_INLINE void vf_store(float *address, vf x) { *(vf_any *)address = x; }
+#else
+typedef double vd;
+typedef uint64_t vi;
+FKL_INLINE vi vd_bits(vd x) { vi y; memcpy(&y, &x, 8); return y; }
+FKL_INLINE vd vi_double(vi x) { vd y; memcpy(&y, &x, 8); return y; }
+FKL_INLINE vd vd_set(double x) { return x; }
+FKL_INLINE vi vi_set(uint64_t x) { return x; }
+FKL_INLINE vd vd_load(const void *address) { vd x; memcpy(&x, address, 8); return x; }
+FKL_INLINE void vd_store(double *address, vd x) { memcpy(address, &x, 8); }
+#endif
+
+/* ---- masks, selection, minima, square roots, fused multiply-add ------------------------------------------------ */
+
+#if VD == 8
+typedef __mmask8 md;
+typedef __mmask16 mf;
+FKL_INLINE md vd_lt(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ); }
+FKL_INLINE md vd_le(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ); }
+FKL_INLINE md vd_eq(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ); }
+FKL_INLINE mf vf_lt(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+FKL_INLINE mf vf_eq(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+FKL_INLINE vd vd_select(md m, vd a, vd b) { return (vd)_mm512_mask_blend_pd(m, (__m512d)b, (__m512d)a); }
+FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
+FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return (vi)_mm512_mask_or_epi64((__m512i)a, m, (__m512i)a, (__m512i)b); }
+FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return (vw)_mm512_mask_or_epi32((__m512i)a, m, (__m512i)a, (__m512i)b); }
+FKL_INLINE vi vi_and_where(md m, vi a) { return (vi)_mm512_maskz_mov_epi64(m, (__m512i)a); }
+FKL_INLINE md md_or(md a, md b) { return (md)(a | b); }
+FKL_INLINE md md_and(md a, md b) { return (md)(a & b); }
+FKL_INLINE md md_not(md a) { return (md)~a; }
+FKL_INLINE mf mf_or(mf a, mf b) { return (mf)(a | b); }
+FKL_INLINE int md_any(md m) { return m != 0; }
+FKL_INLINE int mf_any(mf m) { return m != 0; }
+FKL_INLINE unsigned md_lanes(md m) { return m; }
+FKL_INLINE vd vd_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)a, (__m512d)b); }
+FKL_INLINE vd vd_min(vd a, vd b) { return (vd)_mm512_min_pd((__m512d)a, (__m512d)b); }
+FKL_INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+FKL_INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+FKL_INLINE vd vd_sqrt(vd a) { return (vd)_mm512_sqrt_pd((__m512d)a); }
+FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+FKL_INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#elif VD == 4
+typedef __m256d md;
+typedef __m256 mf;
+FKL_INLINE md vd_lt(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LT_OQ); }
+FKL_INLINE md vd_le(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LE_OQ); }
+FKL_INLINE md vd_eq(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_EQ_OQ); }
+FKL_INLINE mf vf_lt(vf a, vf b) { return _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ); }
+FKL_INLINE mf vf_eq(vf a, vf b) { return _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_EQ_OQ); }
+FKL_INLINE vd vd_select(md m, vd a, vd b) { return (vd)_mm256_blendv_pd((__m256d)b, (__m256d)a, m); }
+FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, m); }
+FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return a | ((vi)m & b); }
+FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | ((vw)m & b); }
+FKL_INLINE vi vi_and_where(md m, vi a) { return (vi)m & a; }
+FKL_INLINE md md_or(md a, md b) { return _mm256_or_pd(a, b); }
+FKL_INLINE md md_and(md a, md b) { return _mm256_and_pd(a, b); }
+FKL_INLINE md md_not(md a) { return (md) ~(vi)a; }
+FKL_INLINE mf mf_or(mf a, mf b) { return _mm256_or_ps(a, b); }
+FKL_INLINE int md_any(md m) { return _mm256_movemask_pd(m) != 0; }
+FKL_INLINE int mf_any(mf m) { return _mm256_movemask_ps(m) != 0; }
+FKL_INLINE unsigned md_lanes(md m) { return (unsigned)_mm256_movemask_pd(m); }
+FKL_INLINE vd vd_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)a, (__m256d)b); }
+FKL_INLINE vd vd_min(vd a, vd b) { return (vd)_mm256_min_pd((__m256d)a, (__m256d)b); }
+FKL_INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+FKL_INLINE vf vf_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+FKL_INLINE vd vd_sqrt(vd a) { return (vd)_mm256_sqrt_pd((__m256d)a); }
+FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+FKL_INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#else /* SSE2, NEON and one lane: masks are integers of all ones or all zeros */
+#if VD > 1
+typedef vi md;
+typedef vw mf;
+#define FKL_MASK(comparison) ((vi)(comparison))
+FKL_INLINE mf vf_lt(vf a, vf b) { return (vw)(a < b); }
+FKL_INLINE mf vf_eq(vf a, vf b) { return (vw)(a == b); }
+FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)((m & (vw)a) | (~m & (vw)b)); }
+FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | (m & b); }
+FKL_INLINE mf mf_or(mf a, mf b) { return a | b; }
+FKL_INLINE int mf_any(mf m) { vi x = (vi)m; return (x[0] | x[1]) != 0; }
+FKL_INLINE vf vf_max(vf a, vf b) { return vf_select(vf_lt(b, a), a, b); }
+FKL_INLINE vf vf_min(vf a, vf b) { return vf_select(vf_lt(a, b), a, b); }
+#else
+typedef uint64_t md;
+#define FKL_MASK(comparison) ((uint64_t)0 - (uint64_t)(comparison))
+#endif
+FKL_INLINE md vd_lt(vd a, vd b) { return FKL_MASK(a < b); }
+FKL_INLINE md vd_le(vd a, vd b) { return FKL_MASK(a <= b); }
+FKL_INLINE md vd_eq(vd a, vd b) { return FKL_MASK(a == b); }
+FKL_INLINE vd vd_select(md m, vd a, vd b) { return vi_double((m & vd_bits(a)) | (~m & vd_bits(b))); }
+FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return a | (m & b); }
+FKL_INLINE vi vi_and_where(md m, vi a) { return m & a; }
+FKL_INLINE md md_or(md a, md b) { return a | b; }
+FKL_INLINE md md_and(md a, md b) { return a & b; }
+FKL_INLINE md md_not(md a) { return ~a; }
+FKL_INLINE vd vd_max(vd a, vd b) { return vd_select(vd_lt(b, a), a, b); }
+FKL_INLINE vd vd_min(vd a, vd b) { return vd_select(vd_lt(a, b), a, b); }
+#if VD > 1
+FKL_INLINE int md_any(md m) { return (m[0] | m[1]) != 0; }
+FKL_INLINE unsigned md_lanes(md m) { return (unsigned)((m[0] & 1) | (m[1] & 2)); }
+#else
+FKL_INLINE int md_any(md m) { return m != 0; }
+FKL_INLINE unsigned md_lanes(md m) { return (unsigned)(m & 1); }
+#endif
+#if defined(FKL_NEON)
+FKL_INLINE vd vd_sqrt(vd a) { return (vd)vsqrtq_f64((float64x2_t)a); }
+FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+FKL_INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#elif defined(FKL_X86)
+FKL_INLINE vd vd_sqrt(vd a) { return (vd)_mm_sqrt_pd((__m128d)a); }
+#else
+FKL_INLINE vd vd_sqrt(vd a) { return sqrt(a); }
+FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return fma(a, b, c); }
+#endif
+#endif
+
+FKL_INLINE vd vd_abs(vd a) { return vi_double(vd_bits(a) & vi_set(UINT64_C(0x7fffffffffffffff))); }
+
+/* ---- exact products and sums ----------------------------------------------------------------------------------- */
+
+/* a + b = *sum + *error exactly (Knuth's TwoSum: no condition on the magnitudes, six operations). */
+FKL_INLINE void vd_two_sum(vd a, vd b, vd *sum, vd *error)
+{
+    vd s = a + b;
+    vd t = s - a;
+    *sum = s;
+    *error = (a - (s - t)) + (b - t);
+}
+
+/* a * b = *product + *error exactly, barring underflow of the error (magnitudes below 2^995 where there is no FMA:
+ * Dekker's product splits its factors by 2^27 + 1). */
+FKL_INLINE void vd_two_product(vd a, vd b, vd *product, vd *error)
+{
+    vd x = a * b;
+    *product = x;
+#if FKL_HAVE_FMA || VD == 1
+    *error = vd_fma(a, b, -x);
+#else
+    vd split = vd_set(134217729.0);
+    vd at = split * a, bt = split * b;
+    vd ah = at - (at - a), bh = bt - (bt - b);
+    vd al = a - ah, bl = b - bh;
+    *error = al * bl - (((x - ah * bh) - al * bh) - ah * bl);
+#endif
+}
+
+#if !FKL_HAVE_FMA && VD > 1
+/* a * b + c with an error far below one rounding (not always the last bit: the two errors are added in double). */
+FKL_INLINE vd vd_fma(vd a, vd b, vd c)
+{
+    vd product, product_error, sum, sum_error;
+    vd_two_product(a, b, &product, &product_error);
+    vd_two_sum(product, c, &sum, &sum_error);
+    return sum + (sum_error + product_error);
+}
+FKL_INLINE vd vd_madd(vd a, vd b, vd c) { return a * b + c; }
+#else
+FKL_INLINE vd vd_madd(vd a, vd b, vd c) { return vd_fma(a, b, c); }
+#if VD > 1
+FKL_INLINE vf vf_madd(vf a, vf b, vf c) { return vf_fma(a, b, c); }
+#endif
+#endif
+
+/* ---- conversions ----------------------------------------------------------------------------------------------- */
+
+/* Small signed integers (|k| < 2^51), held in 64-bit lanes, as doubles: adding the bits of 1.5 * 2^52 puts k into the
+ * mantissa, where no instruction of AVX-512DQ is needed and GCC has no chance to leave a scalar loop. */
+FKL_INLINE vd vi_to_double(vi k)
+{
+    return vi_double(k + vi_set(UINT64_C(0x4338000000000000))) - vd_set(6755399441055744.0);
+}
+
+#if VD > 1
+#if VD == 8
+FKL_INLINE vd vh_load_double(const float *address) { return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(address)); }
+FKL_INLINE vd vf_low(vf x) { return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x)); }
+FKL_INLINE vd vf_high(vf x)
+{
+    return (vd)_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1)));
+}
+FKL_INLINE vf vf_load_f16(const uint16_t *address)
+{
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u *)address));
+}
+FKL_INLINE vf vf_load_bf16(const uint16_t *address)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)address));
+    return (vf)_mm512_slli_epi32(wide, 16);
+}
+#elif VD == 4
+FKL_INLINE vd vh_load_double(const float *address) { return (vd)_mm256_cvtps_pd(_mm_loadu_ps(address)); }
+FKL_INLINE vd vf_low(vf x) { return (vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x)); }
+FKL_INLINE vd vf_high(vf x) { return (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1)); }
+FKL_INLINE vf vf_load_f16(const uint16_t *address)
+{
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)address));
+}
+FKL_INLINE vf vf_load_bf16(const uint16_t *address)
+{
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i_u *)address)), 16);
+}
+#else
+FKL_INLINE vd vh_load_double(const float *address) { return (vd){address[0], address[1]}; }
+FKL_INLINE vd vf_low(vf x) { return (vd){x[0], x[1]}; }
+FKL_INLINE vd vf_high(vf x) { return (vd){x[2], x[3]}; }
+FKL_INLINE vf vf_load_bf16(const uint16_t *h)
+{
+    return (vf)(vw){(uint32_t)h[0] << 16, (uint32_t)h[1] << 16, (uint32_t)h[2] << 16, (uint32_t)h[3] << 16};
+}
+#if defined(FKL_NEON)
+FKL_INLINE vf vf_load_f16(const uint16_t *address)
+{
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(address)));
+}
+#else
+/* Binary16 in integer steps: the magnitude's 15 bits, moved to a float's place, are the value times 2^-112; infinities
+ * and NaNs (magnitude >= 0x7c00) get the float's top exponent instead. */
+FKL_INLINE vf vf_load_f16(const uint16_t *h)
+{
+    vw x = {h[0], h[1], h[2], h[3]};
+    vw magnitude = (x & vw_set(0x7fff)) << 13;
+    vw special = (vw)((x & vw_set(0x7fff)) > vw_set(0x7bff));
+    vf value = vw_float(magnitude) * vf_set(0x1p112f);
+    return vw_float((special & (magnitude | vw_set(0x7f800000))) | (~special & vf_bits(value)) |
+                    ((x & vw_set(0x8000)) << 16));
+}
+#endif
+#endif
+#endif
+
+#endif

@@ -1,0 +1,386 @@
+"""The checks: the one place that knows shapes, dtypes, axes, ``out`` and errors.
+
+A public function takes its operands through :func:`row_pairs` and its other options through the function of the same
+name here, asks :func:`target_for` where to write, computes, and returns what :func:`deliver` gives. Nothing compiled is
+imported, so that the compiled functions and their NumPy twins in :mod:`fastkl.reference` share every rule and message.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Array: TypeAlias = NDArray[Any]
+    #: What a reduction returns: an array, or a NumPy scalar when no axis is left. The second is spelt Any, because a
+    #: union would make every caller test for the case it knows it is not in.
+    Result: TypeAlias = NDArray[np.floating[Any]] | Any
+    Shape: TypeAlias = tuple[int, ...]
+
+#: The names that ``score`` knows.
+METRICS = (
+    "kl",
+    "reverse_kl",
+    "jeffreys",
+    "js",
+    "js_distance",
+    "cross_entropy",
+    "entropy",
+    "renyi",
+    "total_variation",
+    "hellinger",
+    "wasserstein",
+)
+
+_FLOAT32 = np.dtype(np.float32)
+_FLOAT64 = np.dtype(np.float64)
+
+_INTEGER_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+_NUMPY_TYPES = ("float64", "float32", "float16", *_INTEGER_TYPES)
+_TYPE_NAMES: dict[np.dtype[Any], str] = {np.dtype(name): name for name in _NUMPY_TYPES}
+
+# The types that give float32 together with bfloat16; all others give float64.
+_FLOAT32_WITH_BFLOAT16 = ("float16", "float32", "int8", "uint8", "bool")
+
+
+class Types(NamedTuple):
+    """The types of two operands by name, and what follows from them."""
+
+    p: str
+    q: str
+    row: str  # in which rows are held: float64, float32, float16 or bfloat16
+    result: np.dtype[Any]
+
+
+class RowPairs:
+    """Two operands that have passed every check, to be compared row by row.
+
+    ``batch_shape`` is their broadcast shape without the reduced axis; ``axis`` is negative, counted from the end, so
+    that it fits both operands whatever their number of axes; ``length`` is that of a row. A bfloat16 operand is held as
+    uint16 bit patterns, whatever it came as: :func:`decoded` gives its values.
+    """
+
+    # Not a NamedTuple, which takes twice as long to make.
+    __slots__ = ("axis", "batch_shape", "length", "p", "q", "types")
+
+    def __init__(self, p: Array, q: Array, types: Types, axis: int, length: int, batch_shape: Shape) -> None:
+        self.p = p
+        self.q = q
+        self.types = types
+        self.axis = axis
+        self.length = length
+        self.batch_shape = batch_shape
+
+
+def row_pairs(p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None) -> RowPairs:
+    """Check two operands against each other; for a function of one operand, pass it twice."""
+    # Most calls pass two plain arrays that match, and this keeps a small one of them well below a microsecond. What
+    # does not fit, right or wrong, takes the road below.
+    if type(p) is np.ndarray and type(q) is np.ndarray and type(axis) is int and axis == -1 and dtype is None:
+        shape = p.shape
+        types = _MATCHING.get(p.dtype)
+        if types is not None and q.dtype is p.dtype and q.shape == shape and shape and shape[-1]:
+            return RowPairs(p, q, types, -1, shape[-1], shape[:-1])
+
+    if dtype is not None and dtype != "bfloat16":
+        raise ValueError(f"dtype must be None or 'bfloat16', got {dtype!r}")
+    p_array, p_type = _numbers(p, "p", dtype)
+    q_array, q_type = (p_array, p_type) if q is p else _numbers(q, "q", dtype)
+    if dtype == "bfloat16" and "bfloat16" not in (p_type, q_type):
+        raise TypeError(
+            "dtype='bfloat16' says that uint16 operands hold bfloat16 bit patterns, but the operands are "
+            f"{p_type} and {q_type}; pass uint16 arrays, or leave dtype out"
+        )
+
+    shapes = f"p has shape {p_array.shape}"
+    if q is not p:
+        shapes += f", q has shape {q_array.shape}"
+    if p_array.ndim == 0 or q_array.ndim == 0:
+        raise ValueError(f"an operand without axes has no rows: {shapes}")
+    negative_axis = _negative_axis(axis, max(p_array.ndim, q_array.ndim), shapes)
+    length = _length(p_array.shape, negative_axis)
+    if length != _length(q_array.shape, negative_axis):
+        raise ValueError(f"rows must be equally long along axis {axis}: {shapes}")
+    if length == 0:
+        raise ValueError(f"rows along axis {axis} must not be empty: {shapes}")
+    try:
+        batch_shape = np.broadcast_shapes(
+            _batch_shape(p_array.shape, negative_axis), _batch_shape(q_array.shape, negative_axis)
+        )
+    except ValueError:
+        raise ValueError(f"shapes do not broadcast outside axis {axis}: {shapes}") from None
+
+    return RowPairs(p_array, q_array, _types(p_type, q_type), negative_axis, length, batch_shape)
+
+
+def decoded(array: Array, type_name: str) -> Array:
+    """The numbers in an operand of :class:`RowPairs`: bfloat16 bit patterns as float32, all else as it is."""
+    if type_name == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def rows_last(rows: RowPairs, operand: Array) -> Array:
+    """A view of an operand of :class:`RowPairs` with its rows along the last axis; the others still broadcast."""
+    padded = operand.reshape((1,) * (-rows.axis - operand.ndim) + operand.shape)
+    return np.moveaxis(padded, rows.axis, -1)
+
+
+def target_for(rows: RowPairs, keepdims: bool, out: Array | None) -> tuple[Array, Array | None]:
+    """Check ``out``; where to write the results, in the batch shape, and where to copy them from there, if anywhere."""
+    if out is None:
+        return np.empty(rows.batch_shape, rows.types.result), None
+
+    if not isinstance(out, np.ndarray) or _comes_from(out, "numpy.ma"):
+        raise TypeError(f"out must be a numpy.ndarray, got {_type_of(out)}")
+    shape = rows.batch_shape
+    if keepdims:
+        at = len(shape) + 1 + rows.axis
+        shape = (*shape[:at], 1, *shape[at:])
+    if out.shape != shape or out.dtype != rows.types.result:
+        raise ValueError(
+            f"out has shape {out.shape} and dtype {out.dtype}, "
+            f"but the result has shape {shape} and dtype {rows.types.result}"
+        )
+    if not out.flags.writeable:
+        raise ValueError(f"out, of shape {out.shape}, is read-only")
+    view = np.asarray(out)
+    if keepdims:
+        view = view.squeeze(rows.axis)
+    # By the bounds of memory alone: columns of one table pass for overlapping, at the cost of copying the results.
+    overlaps = np.may_share_memory(view, rows.p) or np.may_share_memory(view, rows.q)
+    if overlaps or not view.flags.aligned:
+        return np.empty(rows.batch_shape, rows.types.result), view
+    return view, None
+
+
+def deliver(
+    rows: RowPairs,
+    target: Array,
+    copy_to: Array | None,
+    normalize: bool,
+    keepdims: bool,
+    out: Array | None,
+    invalid: str,
+) -> Result:
+    """What the caller gets once the target is filled; ValueError for NaN in it with ``invalid="raise"``.
+
+    ``out`` holds the results by then, so that whoever catches the error still has those of the good rows.
+    """
+    if copy_to is not None:
+        copy_to[...] = target
+    if invalid == "raise":
+        _raise_for_nan(rows, target, normalize)
+    if out is not None:
+        return out
+    if keepdims:
+        return np.expand_dims(target, rows.axis)
+    return target if rows.batch_shape else target[()]
+
+
+def invalid_choice(invalid: str) -> str:
+    """Check ``invalid``."""
+    if invalid not in ("nan", "raise"):
+        raise ValueError(f"invalid must be 'nan' or 'raise', got {invalid!r}")
+    return invalid
+
+
+def thread_bound(n_threads: SupportsIndex | None) -> int | None:
+    """Check ``n_threads``."""
+    if n_threads is None:
+        return None
+    try:
+        bound = operator.index(n_threads)
+    except TypeError:
+        raise TypeError(f"n_threads must be None or an int, got {_type_of(n_threads)}") from None
+    if bound < 1:
+        raise ValueError(f"n_threads must be at least 1, got {bound}")
+    return bound
+
+
+def log_base(base: float | None, *, above: float = 0.0) -> float:
+    """The natural logarithm of ``base``, by which nats are divided; 1.0 for None, exactly.
+
+    A distance is a root, which a base below 1 would take of a negative number: it asks for a base ``above`` 1.
+    """
+    if base is None:
+        return 1.0
+    if isinstance(base, Real) and above < base < math.inf:
+        logarithm = math.log(base)
+        if logarithm != 0.0:
+            return logarithm
+    limits = "> 1" if above else "> 0 other than 1"
+    raise ValueError(f"base must be None, for nats, or a finite number {limits}, got {base!r}")
+
+
+def js_weight(weight: float) -> float:
+    """Check the weight of ``p`` in the mixture of a Jensen-Shannon divergence."""
+    if not isinstance(weight, Real):
+        raise TypeError(f"weight must be a number, got {_type_of(weight)}")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be between 0 and 1, got {weight!r}")
+    return float(weight)
+
+
+def renyi_order(alpha: float) -> float:
+    """Check the order of a Rényi divergence."""
+    if not isinstance(alpha, Real):
+        raise TypeError(f"alpha must be a number, got {_type_of(alpha)}")
+    if not alpha >= 0:
+        raise ValueError(f"alpha must be at least 0 (it may be inf), got {alpha!r}")
+    return float(alpha)
+
+
+def bin_positions(positions: ArrayLike | None, length: int) -> NDArray[np.float64] | None:
+    """Check the positions of the bins; a contiguous float64 copy of them, or None for 0, 1, ..., length - 1."""
+    if positions is None:
+        return None
+    given = decoded(*_numbers(positions, "positions", None))
+    if given.shape != (length,):
+        raise ValueError(f"positions must have shape ({length},), one for each bin, got shape {given.shape}")
+    copied = np.array(given, dtype=np.float64)
+    finite = np.isfinite(copied)
+    if not finite.all():
+        at = int(finite.argmin())
+        raise ValueError(f"positions must be finite, got {copied[at]} at index {at}")
+    decreasing = copied[1:] < copied[:-1]
+    if decreasing.any():
+        at = int(decreasing.argmax())
+        raise ValueError(f"positions must not decrease, got {copied[at]} before {copied[at + 1]} at index {at}")
+    if math.isinf(float(copied[-1]) - float(copied[0])):
+        raise ValueError(f"positions from {copied[0]} to {copied[-1]} are further apart than the largest float64")
+    return copied
+
+
+def metric_names(metrics: Iterable[str], alpha: float | None) -> tuple[str, ...]:
+    """Check the names of the metrics to score; each of them once, in the order given."""
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics must be several names, got the string {metrics!r}; pass ({metrics!r},)")
+    names = tuple(dict.fromkeys(metrics))
+    if not names:
+        raise ValueError("metrics must name at least one metric, got none")
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}; the metrics are {', '.join(METRICS)}")
+    if "renyi" in names and alpha is None:
+        raise ValueError("the metric 'renyi' needs an order: pass alpha, got None")
+    return names
+
+
+def _numbers(operand: ArrayLike, name: str, dtype: str | None) -> tuple[Array, str]:
+    """An operand as a plain array with the name of its type, or TypeError."""
+    if _comes_from(operand, "scipy.sparse"):
+        raise TypeError(f"{name} is a sparse {_type_of(operand)}; pass a dense array, {name}.toarray()")
+    if _comes_from(operand, "numpy.ma"):
+        raise TypeError(f"{name} is a masked array; pass {name}.filled(0), or the rows without masked values")
+    array = np.asarray(operand)
+    # A byte-swapped type has the name of the native one; the array keeps its byte order.
+    type_name = _TYPE_NAMES.get(array.dtype.newbyteorder("="))
+    if type_name == "uint16" and dtype == "bfloat16":
+        return array, "bfloat16"
+    if type_name is not None:
+        return array, type_name
+    if array.dtype.name == "bfloat16":
+        return array.view(np.uint16), "bfloat16"
+    if array.dtype.kind == "c":
+        advice = f"pass real numbers, for instance abs({name})"
+    elif array.dtype.kind == "O":
+        advice = f"pass an array of numbers, for instance np.asarray({name}, dtype=np.float64)"
+    else:
+        advice = f"pass float64, float32, float16, bfloat16, integers or bool, for instance {name}.astype(np.float64)"
+    raise TypeError(f"{name} has dtype {array.dtype}; {advice}")
+
+
+def _types(p_type: str, q_type: str) -> Types:
+    """The type of the rows and of the result for two types of operands."""
+    row_type = "float64"
+    if p_type == q_type and p_type not in _INTEGER_TYPES:
+        row_type = p_type
+    elif "bfloat16" in (p_type, q_type):
+        # NumPy knows no bfloat16: its promotion is written down here.
+        other = q_type if p_type == "bfloat16" else p_type
+        if other in _FLOAT32_WITH_BFLOAT16:
+            row_type = "float32"
+    elif np.result_type(p_type, q_type) in ("float32", "float16"):
+        row_type = "float32"
+    return Types(p_type, q_type, row_type, _FLOAT64 if row_type == "float64" else _FLOAT32)
+
+
+_MATCHING = {dtype: _types(name, name) for dtype, name in _TYPE_NAMES.items()}
+
+
+def _negative_axis(axis: SupportsIndex, ndim: int, shapes: str) -> int:
+    """The reduced axis, counted from the end."""
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an int, got {_type_of(axis)}") from None
+    if not -ndim <= index < ndim:
+        raise np.exceptions.AxisError(f"axis {index} is out of bounds: {shapes}")
+    return index if index < 0 else index - ndim
+
+
+def _length(shape: Shape, negative_axis: int) -> int:
+    """How long the rows are; 1 if the axis is one that broadcasting puts before the first."""
+    return shape[negative_axis] if -negative_axis <= len(shape) else 1
+
+
+def _batch_shape(shape: Shape, negative_axis: int) -> Shape:
+    """The shape without the reduced axis."""
+    at = len(shape) + negative_axis
+    return shape[:at] + shape[at + 1 :] if at >= 0 else shape
+
+
+def _raise_for_nan(rows: RowPairs, result: Array, normalize: bool) -> None:
+    """Raise ValueError if a result is NaN: how many rows are bad, which is the first, what is wrong with it."""
+    n_bad = n_seen = first = 0
+    # Piece by piece, as a mask of the whole would take memory in proportion to the batch.
+    pieces: Any = np.nditer(result, ["external_loop", "buffered", "zerosize_ok"], order="C")
+    for piece in pieces:
+        bad = np.isnan(piece)
+        n_bad_here = int(np.count_nonzero(bad))
+        if n_bad_here and not n_bad:
+            first = n_seen + int(bad.argmax())
+        n_bad += n_bad_here
+        n_seen += piece.size
+    if not n_bad:
+        return
+
+    index = tuple(int(i) for i in np.unravel_index(first, rows.batch_shape)) if rows.batch_shape else ()
+    faults = [_fault(rows, rows.p, rows.types.p, "p", index, normalize)]
+    if rows.q is not rows.p:
+        faults.append(_fault(rows, rows.q, rows.types.q, "q", index, normalize))
+    # Finite values near the largest float can add up to infinity, with nothing wrong in any of them.
+    cause = "; ".join(fault for fault in faults if fault) or "its sums overflow"
+    if rows.batch_shape == ():
+        raise ValueError(f"the row is invalid: {cause}")
+    where = index[0] if len(index) == 1 else index
+    raise ValueError(f"{n_bad} of {n_seen} rows are invalid, the first at index {where}: {cause}")
+
+
+def _fault(rows: RowPairs, operand: Array, type_name: str, name: str, index: Shape, normalize: bool) -> str:
+    """What is wrong with an operand's row at an index into the batch; empty if nothing is."""
+    every_row = np.broadcast_to(rows_last(rows, operand), (*rows.batch_shape, rows.length))
+    row = decoded(every_row[index], type_name).astype(np.float64)
+    for what, wrong in (("NaN", np.isnan(row)), ("negative value", row < 0), ("infinite value", np.isinf(row))):
+        if wrong.any():
+            return f"{what} in {name} at position {int(wrong.argmax())}"
+    if normalize and not row.any():
+        return f"sum is zero in {name}"
+    return ""
+
+
+def _comes_from(value: object, package: str) -> bool:
+    """Whether a value's class, or one that it inherits from, is defined in a package, which need not be imported."""
+    return any(f"{base.__module__}.".startswith(f"{package}.") for base in type(value).__mro__)
+
+
+def _type_of(value: object) -> str:
+    return type(value).__name__

@@ -1,0 +1,386 @@
+"""The command ``fastkl``: score files of distributions that may be larger than memory, and say what was built.
+
+``score`` walks two ``.npy`` files in windows of fixed size, so its memory use does not depend on theirs. Every input is
+checked, and the room for the result reserved, before the first row is scored.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastkl
+from fastkl._npyfile import Refused, ResultFile, RowFile
+from fastkl._summary import RunningMoments, summarize
+from fastkl._validation import METRICS
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 2  # also what argparse exits with
+EXIT_MEAN_EXCEEDED = 3
+
+_WINDOW_BYTES = 16 << 20  # of each input: large enough that mapping costs nothing, small enough for any machine
+_RESULTS_PER_CHUNK = 1 << 18
+
+_EPILOG = """\
+exit status:
+  0  done
+  1  the work failed half-way (a full disk, a file that became shorter)
+  2  an argument or a file was refused; nothing was written
+  3  done, and a mean exceeds --fail-above
+  129, 130, 143  stopped by a hang-up, Ctrl-C or SIGTERM
+However it ends, OUT.npy is a whole result or what it was before.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the given arguments (default: those of the process) and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except Refused as error:
+        message, status = str(error), EXIT_REFUSED
+    except _Stopped as stopped:
+        message, status = f"stopped by {stopped.signal.name}", 128 + stopped.signal
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        message, status = f"{where}{error.strerror or error}", EXIT_FAILED
+    except MemoryError as error:
+        message, status = f"out of memory: {error}", EXIT_FAILED
+    print(f"fastkl: error: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastkl", description="Divergences of millions of pairs of distributions.")
+    parser.add_argument("--version", action="version", version=f"fastkl {fastkl.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    score = commands.add_parser(
+        "score",
+        help="score every row of P against the same row of Q",
+        description="Score every row of P against the same row of Q (or one row against all), a number a row.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    score.set_defaults(run=_score)
+    score.add_argument("p", metavar="P.npy", help="array (..., K); a row along the last axis is one distribution")
+    score.add_argument("q", metavar="Q.npy", help="array of the same shape; either file may hold one row, against all")
+    score.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT.npy",
+        help="one metric: an array of the shape of P "
+        "without its last axis; several: the same with a field each, numpy.load(OUT)['kl']",
+    )
+    score.add_argument(
+        "--metric",
+        action="append",
+        metavar="NAME",
+        choices=METRICS,
+        help="repeat for several in one pass (default: kl): " + ", ".join(METRICS),
+    )
+    score.add_argument("--no-normalize", action="store_true", help="do not divide rows by their sums")
+    score.add_argument("--base", type=float, metavar="B", help="of the logarithms (default: e)")
+    score.add_argument("--weight", type=float, default=0.5, metavar="W", help="of P in js, js_distance (default: 0.5)")
+    score.add_argument("--alpha", type=float, metavar="A", help="order of renyi")
+    score.add_argument("--positions", metavar="X.npy", help="of the K bins, for wasserstein (default: 0 … K-1)")
+    score.add_argument("--dtype", choices=["bfloat16"], help="what 2-byte integers in the files stand for")
+    score.add_argument("--threads", type=int, metavar="N", help="at most so many")
+    score.add_argument("--force", action="store_true", help="replace OUT.npy, in one step, when the new one is whole")
+    score.add_argument("--json", action="store_true", help="the summary as JSON; what is not finite as a string")
+    score.add_argument(
+        "--fail-above",
+        type=_threshold,
+        metavar="X",
+        help="exit with status 3 when the mean of a metric exceeds X or is NaN",
+    )
+
+    info = commands.add_parser("info", help="what was built, what runs, how many threads and why")
+    info.set_defaults(run=_info)
+    info.add_argument("--json", action="store_true", help="the same as JSON")
+    return parser
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError("NaN is no bound")
+    return value
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        _print(json.dumps(fastkl.show_config(mode="dicts"), indent=2))
+    else:
+        fastkl.show_config()
+    return 0
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has somewhere to go
+        if not isinstance(error, BrokenPipeError):  # a reader that has seen enough is no failure
+            raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    metrics = tuple(dict.fromkeys(arguments.metric or ["kl"]))
+    bfloat16 = arguments.dtype == "bfloat16"
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(_StopSignals())
+        p = stack.enter_context(RowFile(arguments.p, bfloat16=bfloat16))
+        q = stack.enter_context(RowFile(arguments.q, bfloat16=bfloat16))
+        shape = _result_shape(p, q)
+
+        def score(p_rows: NDArray[Any], q_rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+            return fastkl.score(
+                p_rows,
+                q_rows,
+                metrics,
+                normalize=not arguments.no_normalize,
+                base=arguments.base,
+                weight=arguments.weight,
+                alpha=arguments.alpha,
+                positions=positions,
+                n_threads=arguments.threads,
+                dtype=arguments.dtype,
+            )
+
+        positions = None if arguments.positions is None else _load_positions(arguments.positions)
+        try:  # no rows: only the types and the options are looked at
+            empty = score(np.empty((0, p.row_length), p.dtype), np.empty((0, q.row_length), q.dtype))
+        except (TypeError, ValueError) as error:
+            raise Refused(str(error)) from None
+        result = stack.enter_context(
+            ResultFile(arguments.output, shape, _result_dtype(empty), force=arguments.force, inputs=(p, q))
+        )
+
+        moments = {metric: RunningMoments() for metric in metrics}
+        n_rows = math.prod(shape)
+        started = time.perf_counter()
+        with _Progress(n_rows, _bytes_per_row(p, q)) as progress:
+            for start, p_rows, q_rows in _row_chunks(p, q, n_rows):
+                values = score(p_rows, q_rows)
+                result.append(_as_records(values, result.dtype))
+                for metric in metrics:
+                    moments[metric].add(values[metric])
+                progress.show(start + len(values[metrics[0]]))
+                signals.check()
+        seconds = time.perf_counter() - started
+        result.commit()
+
+        def column(metric: str) -> Iterator[NDArray[Any]]:
+            for records in result.chunks(_RESULTS_PER_CHUNK):
+                signals.check()
+                yield records if result.dtype.names is None else records[metric]
+
+        summary = {
+            "p": arguments.p,
+            "q": arguments.q,
+            "output": arguments.output,
+            "shape": list(shape),
+            "rows": n_rows,
+            "row_length": p.row_length,
+            "base": arguments.base,
+            "metrics": {metric: summarize(moments[metric], partial(column, metric)) for metric in metrics},
+            "seconds": seconds,
+            "rows_per_second": n_rows / seconds,
+            "gigabytes_per_second": n_rows * _bytes_per_row(p, q) / seconds / 1e9,
+            "simd_level": fastkl.simd_level(),
+            "threads": arguments.threads or fastkl.get_num_threads(),
+        }
+    _print(json.dumps(_strict(summary), indent=2) if arguments.json else _in_words(summary))
+    return _verdict(summary["metrics"], arguments.fail_above)
+
+
+def _result_shape(p: RowFile, q: RowFile) -> tuple[int, ...]:
+    """Shape of the result: rows pair up one to one, or one row stands against all."""
+    if p.row_length != q.row_length:
+        raise Refused(f"{p.path} has shape {p.shape} and {q.path} {q.shape}: their rows differ in length")
+    try:
+        shape = np.broadcast_shapes(p.shape[:-1], q.shape[:-1])
+    except ValueError:
+        shape = None
+    if shape is None or any(file.n_rows not in (1, math.prod(shape)) for file in (p, q)):
+        raise Refused(
+            f"{p.path} has shape {p.shape} and {q.path} {q.shape}: the same shape, or one row in one, is needed"
+        )
+    return shape
+
+
+def _load_positions(path: str) -> NDArray[Any]:
+    with RowFile(path) as file:
+        if len(file.shape) != 1:
+            raise Refused(f"{path}: has shape {file.shape}; positions are one number a bin")
+        return np.array(file.rows(0, 1)[0])
+
+
+def _result_dtype(values: Mapping[str, NDArray[Any]]) -> np.dtype[Any]:
+    """One metric: its type; several: a record with a field each."""
+    if len(values) == 1:
+        return next(iter(values.values())).dtype
+    return np.dtype([(metric, column.dtype) for metric, column in values.items()])
+
+
+def _as_records(values: Mapping[str, NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype.names is None:
+        return next(iter(values.values()))
+    records = np.empty(len(next(iter(values.values()))), dtype)
+    for metric, column in values.items():
+        records[metric] = column
+    return records
+
+
+def _bytes_per_row(p: RowFile, q: RowFile) -> int:
+    """Bytes read for one row of the result; a row that stands against all others is read once."""
+    n_rows = max(p.n_rows, q.n_rows)
+    return sum(file.row_bytes for file in (p, q) if file.n_rows == n_rows)
+
+
+def _row_chunks(p: RowFile, q: RowFile, n_rows: int) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+    """Pairs of windows on the rows, each with the number of the first row; a single row is held, not read again."""
+    held = {file: np.array(file.rows(0, 1)) for file in (p, q) if file.n_rows == 1}
+    rows_per_chunk = max(1, _WINDOW_BYTES // max(p.row_bytes, q.row_bytes))
+    for start in range(0, n_rows, rows_per_chunk):
+        stop = min(start + rows_per_chunk, n_rows)
+        p_rows, q_rows = (held[file] if file in held else file.rows(start, stop) for file in (p, q))
+        yield start, p_rows, q_rows
+
+
+def _verdict(metrics: Mapping[str, Mapping[str, float]], threshold: float | None) -> int:
+    """Exit status by the means, with the reason on standard error."""
+    if threshold is None:
+        return 0
+    status = 0
+    for metric, numbers in metrics.items():
+        if not numbers["mean"] <= threshold:
+            print(f"fastkl: the mean {metric} of {numbers['mean']:.6g} exceeds {threshold:g}", file=sys.stderr)
+            status = EXIT_MEAN_EXCEEDED
+    return status
+
+
+_LINES = {
+    "mean": "mean",
+    "standard_error": "standard error",
+    "finite_mean": "mean of finite rows",
+    "finite_standard_error": "its standard error",
+    "min": "min",
+    "median": "median",
+    "p90": "90 %",
+    "p95": "95 %",
+    "p99": "99 %",
+    "p99_9": "99.9 %",
+    "max": "max",
+    "inf": "infinite rows",
+    "nan": "NaN rows",
+}
+
+
+def _in_words(summary: Mapping[str, Any]) -> str:
+    metrics = summary["metrics"]
+    all_finite = not any(numbers["inf"] or numbers["nan"] for numbers in metrics.values())
+    lines = [f"{summary['rows']:,} rows of {summary['row_length']:,} scored, written to {summary['output']}"]
+    lines.append(" " * 20 + "".join(f"{metric:>18}" for metric in metrics))
+    for key, label in _LINES.items():
+        if key.startswith("finite") and all_finite:
+            continue
+        form = ",d" if key in ("inf", "nan") else ".9g"
+        lines.append(f"{label:20}" + "".join(f"{numbers[key]:>18{form}}" for numbers in metrics.values()))
+    lines.append(
+        f"{summary['seconds']:.3g} s: {summary['rows_per_second'] / 1e6:.3g} million rows/s,"
+        f" {summary['gigabytes_per_second']:.3g} GB/s with {summary['threads']} threads, {summary['simd_level']}"
+    )
+    return "\n".join(lines)
+
+
+def _strict(value: Any) -> Any:
+    """The value with each NaN and infinite number as a string, because JSON has no number for them."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+class _Progress:
+    """A line on standard error that tells how far the work is; nothing where standard error is no terminal."""
+
+    def __init__(self, n_rows: int, bytes_per_row: int) -> None:
+        self._n_rows = n_rows
+        self._bytes_per_row = bytes_per_row
+        self._shown = sys.stderr is not None and sys.stderr.isatty()
+        self._started = self._next = time.monotonic()
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if not self._shown or now < self._next:
+            return
+        self._next = now + 0.2
+        seconds = max(now - self._started, 1e-9)
+        share = done / self._n_rows
+        speed = done * self._bytes_per_row / seconds / 1e9
+        left = seconds / share - seconds
+        sys.stderr.write(f"\r\x1b[K{share:6.1%} of {self._n_rows:,} rows, {speed:.3g} GB/s, {left:.0f} s left")
+        sys.stderr.flush()
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+class _Stopped(Exception):
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+
+
+class _StopSignals:
+    """Within the block, the first SIGINT, SIGTERM or SIGHUP makes the next ``check`` raise.
+
+    Raised at a known place, the exception cannot strike in the middle of the clean-up that it causes. The second such
+    signal ends the process at once.
+    """
+
+    _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+
+    def check(self) -> None:
+        if self._received is not None:
+            raise _Stopped(self._received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+    def __enter__(self) -> "_StopSignals":
+        # nohup and a shell's background jobs ignore some of them, and that stays so.
+        heard = [each for each in self._SIGNALS if signal.getsignal(each) not in (signal.SIG_IGN, None)]
+        self._before = {each: signal.signal(each, self._receive) for each in heard}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)

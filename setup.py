@@ -1,0 +1,124 @@
+"""Every build decision of fastkl: OpenMP, the levels and their flags, warnings. The rest is in pyproject.toml.
+
+The row kernels are compiled once per level, each into a folder of its own (a build tool that finds a level's object
+under another level's name would link the wrong code), and linked into the extension `_engine`. No other file gets a
+flag that names an instruction set, so the package imports on any CPU of the architecture.
+
+FASTKL_OPENMP=0 builds without OpenMP, FASTKL_OPENMP=1 refuses to build without it; FASTKL_WERROR=1 turns compiler
+warnings into errors.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("fastkl/_kernels")
+SOURCE = KERNELS / "src"
+
+# -ffp-contract=off: fused multiply-adds stand in the source, so that levels agree bit for bit. Nothing that lets the
+# compiler assume finite numbers or reorder sums, and nothing of the kind at link time either: -ffast-math there turns
+# subnormal numbers off for the whole process.
+C_FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra"]
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+LEVELS = {
+    "x86": {
+        "baseline": [],
+        "avx2": AVX2,
+        "avx512": [*AVX2, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    },
+    "arm": {"neon": []},
+    "other": {"baseline": []},
+}
+
+
+def family():
+    machine = platform.machine().lower()
+    if machine in {"x86_64", "amd64", "i686", "i386"}:
+        return "x86"
+    return "arm" if machine in {"aarch64", "arm64"} else "other"
+
+
+class BuildExtensions(build_ext):
+    """Compile the levels, find out about OpenMP, then build the extensions as usual."""
+
+    def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            raise SystemExit("fastkl needs GCC or Clang")
+        openmp = self.openmp_flags()
+        warnings = ["-Werror"] if os.environ.get("FASTKL_WERROR") == "1" else []
+        levels = {name: flags for name, flags in LEVELS[family()].items() if self.accepts(flags)}
+        for extension in self.extensions:
+            extension.extra_compile_args += openmp
+            extension.extra_link_args += openmp
+            if extension.name.endswith("._engine"):
+                extension.extra_objects += self.compile_levels(levels, [*C_FLAGS, *warnings])
+        super().build_extensions()
+
+    def compile_levels(self, levels, flags):
+        """The objects of all levels, of the code for rare rows, and of the table of what there is."""
+        objects = []
+        units = [(name, f"level_{name}.c", extra, []) for name, extra in levels.items()]
+        units.append(("common", "careful.c", [], []))
+        units.append(("common", "cpu.c", [], [(f"FASTKL_HAVE_{name.upper()}", None) for name in levels]))
+        for folder, source, extra, macros in units:
+            objects += self.compiler.compile(
+                [str(SOURCE / source)],
+                output_dir=os.path.join(self.build_temp, "levels", folder),
+                macros=macros,
+                include_dirs=[str(SOURCE)],
+                extra_postargs=[*flags, *extra, "-fPIC"],
+            )
+        return objects
+
+    def accepts(self, flags):
+        """Does the compiler take these flags?"""
+        return self.compiles("int main(void) { return 0; }\n", flags)
+
+    def openmp_flags(self):
+        wish = os.environ.get("FASTKL_OPENMP", "")
+        if wish == "0":
+            return []
+        program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        if self.compiles(program, ["-fopenmp"]):
+            return ["-fopenmp"]
+        if wish == "1":
+            raise SystemExit("FASTKL_OPENMP=1, but the compiler can't build an OpenMP program")
+        print("fastkl: no OpenMP here; the build will use one thread", file=sys.stderr)
+        return []
+
+    def compiles(self, program, flags):
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(program)
+            command = [*self.compiler.compiler, *flags, str(source), "-o", str(source.with_suffix(""))]
+            return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def extension(name):
+    return Extension(
+        f"fastkl._kernels.{name}",
+        [str(KERNELS / f"{name}.pyx")],
+        include_dirs=[str(SOURCE), numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
+        depends=[str(path) for path in SOURCE.glob("*.[ch]")],
+        extra_compile_args=["-O3", "-ffp-contract=off"],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension("_engine"), extension("_discrete")],
+        build_dir="build/cython",
+        compiler_directives={"language_level": 3},
+    ),
+    cmdclass={"build_ext": BuildExtensions},
+)

@@ -1,0 +1,218 @@
+"""The hard inputs: rows on which the usual formulas lose everything, from K = 1 to a million.
+
+The small cases are stored with their exact values as bit patterns; see ``data/make_accuracy_cases.py``.
+"""
+
+import csv
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+from oracles import (
+    BOUNDS,
+    METRICS,
+    VARIANTS,
+    assert_contract,
+    exact_row,
+    measure,
+    nearest,
+    ulp,
+    ulp_error,
+    variant_id,
+)
+
+import fastkl
+
+DATA = Path(__file__).parent / "data"
+ALPHAS = {"renyi": {"alpha": 0.7}}
+
+
+def read(kind, type_name):
+    with open(DATA / f"{kind}-{type_name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(bits, type_name):
+    unsigned = np.uint64 if type_name == "float64" else np.uint32
+    return np.array([int(x, 16) for x in bits.split()], unsigned).view(type_name)
+
+
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_stored_cases(variant, type_name, level):
+    name, options = variant
+    option = "".join(f"{key}={value}" for key, value in options.items())
+    pairs = {line["case"]: [numbers(line[x], type_name) for x in "pq"] for line in read("pairs", type_name)}
+    failures = []
+    n_seen = 0
+    for line in read("expected", type_name):
+        if (line["metric"], line["option"]) != (name, option):
+            continue
+        n_seen += 1
+        p, q = pairs[line["case"]]
+        normalize = line["normalize"] == "True"
+        (expected,) = numbers(line["value"], type_name)
+        # Alone, and in a batch, where short rows go through other code.
+        result = measure(fastkl, name, p, q, normalize=normalize, **options)
+        batch = measure(fastkl, name, np.tile(p, (19, 1)), q, normalize=normalize, **options)
+        assert batch.tobytes() == result.tobytes() * 19, (line["case"], normalize, result, batch)
+        if math.isfinite(expected):
+            error = ulp_error(result, Fraction(float(expected)))
+        else:
+            error = 0 if np.array_equal(result, expected, equal_nan=True) else math.inf
+        if not error <= Fraction(line["ulp"]):
+            failures.append(f"{line['case']}, {normalize=}: {result!r} is not {expected!r}: {error:.3g} ulp")
+    assert n_seen == 2 * len(pairs)
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+@pytest.mark.parametrize("name", METRICS)
+def test_nearly_equal(name, type_name, level, rng):
+    """Relative differences from a last bit up; sums that agree, nearly agree, and don't."""
+    for length in (2, 5, 33, 100, 1000):
+        p = (rng.random(length) + 0.01).astype(type_name)
+        last_bit = p.copy()
+        last_bit[length // 2] = np.nextafter(p[length // 2], 2, dtype=p.dtype)
+        rows = [last_bit, np.nextafter(p, np.where(rng.random(length) < 0.5, 0, 2).astype(type_name))]
+        for exponent in range(-16, -2):
+            rows.append((p * (1 + 10.0**exponent * rng.standard_normal(length))).astype(type_name))
+        q = np.stack([row * p.dtype.type(scale) for row in rows for scale in (1, 4, 5)])
+        options = ALPHAS.get(name, {})
+        assert_contract(name, measure(fastkl, name, p, q, **options), p, q, **options)
+        assert_contract(name, measure(fastkl, name, q, p, **options), q, p, **options)
+        result = measure(fastkl, name, p, q, normalize=False, **options)
+        assert_contract(name, result, p, q, normalize=False, **options)
+
+
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+@pytest.mark.parametrize("name", METRICS)
+def test_long_rows(name, type_name, level):
+    """A row of 100,000: random, with a heavy head, nearly equal, half empty; p at the places of q in another order."""
+    rng = np.random.default_rng(5)
+    length = 100_000
+    p = rng.random(length)
+    head = 1 / np.arange(1, length + 1)
+    near = np.nextafter(p.astype(type_name), np.dtype(type_name).type(2))
+    half = np.where(rng.random(length) < 0.5, p, 0)
+    options = ALPHAS.get(name, {})
+    for a, b in ((p, head), (p, near), (half, p)):
+        a, b = a.astype(type_name), b.astype(type_name)
+        assert_contract(name, measure(fastkl, name, a, b, **options), a, b, **options)
+
+
+@pytest.mark.parametrize("name", ["kl", "js", "cross_entropy", "entropy", "total_variation", "wasserstein"])
+def test_a_million_bins(name, level):
+    rng = np.random.default_rng(6)
+    p = rng.random(1_000_000)
+    q = p * (1 + 1e-12 * rng.standard_normal(1_000_000))
+    assert_contract(name, measure(fastkl, name, p, q), p, q)
+
+
+@pytest.mark.parametrize("type_name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", METRICS)
+def test_all_numbers_of_16_bits(name, type_name, level):
+    """Every non-negative finite float16 or bfloat16 number against another, subnormal ones included."""
+    n = 0x7C00 if type_name == "float16" else 0x7F80
+    p = np.random.default_rng(7).permutation(np.arange(n, dtype=np.uint16)).reshape(-1, 128)
+    q = p[:, ::-1].copy()
+    types = {"dtype": "bfloat16"}
+    if type_name == "float16":
+        p, q, types = p.view(np.float16), q.view(np.float16), {}
+    options = ALPHAS.get(name, {}) | types
+    assert_contract(name, measure(fastkl, name, p, q, **options), p, q, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The oracle itself
+
+
+def test_oracle_agrees_with_mpmath(rng):
+    """The normalised values again, by mpmath, from the definitions."""
+    p, q = rng.random(9), rng.random(9)
+    with mpmath.workdps(60):
+        a, b = ([mpmath.mpf(x) / mpmath.fsum(row) for x in row.tolist()] for row in (p, q))
+        both = list(zip(a, b, strict=True))
+        log = mpmath.log
+        w = mpmath.mpf(0.3)
+        m = [w * x + (1 - w) * y for x, y in both]
+        js = sum(w * x * log(x / z) + (1 - w) * y * log(y / z) for (x, y), z in zip(both, m, strict=True))
+        flow = [abs(sum(x - y for x, y in both[: i + 1])) for i in range(9)]
+        definitions = {
+            ("kl", None): sum(x * log(x / y) for x, y in both),
+            ("reverse_kl", None): sum(y * log(y / x) for x, y in both),
+            ("jeffreys", None): sum((x - y) * log(x / y) for x, y in both),
+            ("js", ("weight", 0.3)): js,
+            ("js_distance", ("weight", 0.3)): mpmath.sqrt(js),
+            ("cross_entropy", ("base", 2)): -sum(x * log(y, 2) for x, y in both),
+            ("entropy", None): -sum(x * log(x) for x in a),
+            ("renyi", ("alpha", 0)): mpmath.mpf(0),
+            ("renyi", ("alpha", 0.5)): -2 * log(sum(mpmath.sqrt(x * y) for x, y in both)),
+            ("renyi", ("alpha", 3)): log(sum(x**3 / y**2 for x, y in both)) / 2,
+            ("renyi", ("alpha", math.inf)): log(max(x / y for x, y in both)),
+            ("total_variation", None): sum(abs(x - y) for x, y in both) / 2,
+            ("hellinger", None): mpmath.sqrt(1 - sum(mpmath.sqrt(x * y) for x, y in both)),
+            ("wasserstein", None): sum(flow[:-1]),
+            ("wasserstein", ("positions", tuple(i * i for i in range(9)))): sum(
+                flow[i] * (2 * i + 1) for i in range(8)
+            ),
+        }
+        for (name, option), value in definitions.items():
+            exact = exact_row(name, p, q, **dict([option] if option else []))
+            assert abs(mpmath.mpf(exact.value.numerator) / exact.value.denominator - value) < mpmath.mpf(10) ** -22
+
+
+def test_oracle_agrees_with_closed_forms():
+    third = np.array([1.0, 2.0])
+    half = np.array([1.0, 1.0])
+    one = np.array([1.0, 0.0])
+    other = np.array([0.0, 1.0])
+    tiny = np.array([1.0, 5e-324])
+    assert exact_row("kl", half, one).value == math.inf
+    assert float(exact_row("kl", one, half).value) == math.log(2)
+    assert float(exact_row("js", one, other).value) == math.log(2)
+    assert exact_row("total_variation", one, other).value == exact_row("hellinger", one, other).value == 1
+    assert exact_row("total_variation", third, half).value == Fraction(1, 6)
+    assert exact_row("wasserstein", third, half, positions=(0, 12)).value == 2
+    assert exact_row("kl", third, 5 * third).value == exact_row("entropy", one, one).value == 0
+    assert exact_row("kl", third, half, normalize=False).value == nearest_log_2() * 2
+    assert float(exact_row("entropy", tiny, tiny).value / Fraction(2) ** -1074) == pytest.approx(1074 * math.log(2) + 1)
+    assert math.isnan(exact_row("kl", np.zeros(2), half).value)
+    assert exact_row("kl", np.zeros(2), half, normalize=False).value == 0
+
+
+def nearest_log_2():
+    return exact_row("entropy", np.ones(2), np.ones(2)).value
+
+
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+def test_ulp_error(type_name):
+    """Neighbours are one ulp apart, over the whole range; infinities and NaN are right or infinitely wrong."""
+    dtype = np.dtype(type_name)
+    info = np.finfo(dtype)
+    starts = [0, info.smallest_subnormal, info.smallest_normal / 2, info.smallest_normal, 0.7, 1, 3, info.max / 2]
+    for x in np.array(starts, dtype):
+        above = np.nextafter(x, dtype.type(np.inf))
+        assert ulp_error(x, Fraction(float(x))) == 0
+        assert ulp_error(above, Fraction(float(x))) == ulp_error(-above, -Fraction(float(x))) == 1
+        assert ulp_error(x, (Fraction(float(x)) + Fraction(float(above))) / 2) == 0.5
+        assert nearest(Fraction(float(above)), dtype) == above
+    assert ulp(Fraction(float(info.max)), dtype) == Fraction(float(info.max - np.nextafter(info.max, dtype.type(0))))
+    inf, nan = dtype.type(np.inf), dtype.type(np.nan)
+    assert ulp_error(inf, math.inf) == ulp_error(nan, math.nan) == ulp_error(inf, 2 * Fraction(float(info.max))) == 0
+    for result, exact in (
+        (inf, 1),
+        (nan, 1),
+        (inf, -math.inf),
+        (nan, math.inf),
+        (inf, math.nan),
+        (dtype.type(1), math.inf),
+    ):
+        assert ulp_error(result, exact) == math.inf
+
+
+def test_bounds_name_every_metric():
+    assert tuple(BOUNDS) == METRICS

@@ -1,0 +1,179 @@
+"""What the mathematics promises for every pair of rows, on rows that hypothesis looks for.
+
+Results are within 8 ulps (`BOUNDS`) of exact values that obey these laws exactly, so each law holds between results to
+the ulps of the values that it compares.
+"""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from oracles import BOUNDS, METRICS, VARIANTS, measure, variant_id
+
+import fastkl
+
+EPS = 2.0**-52
+TOLERANCE = {name: 2 * bounds[0] * EPS for name, bounds in BOUNDS.items()}  # between two results
+OPTIONS = {"renyi": {"alpha": 0.6}}
+DIVERGENCES = [name for name in METRICS if name not in ("entropy", "cross_entropy")]
+
+number = st.one_of(
+    st.just(0.0),
+    st.floats(0, 1),
+    st.floats(1e-250, 1e250),
+    st.integers(0, 50).map(float),
+    st.floats(0.99, 1.01),
+)
+
+
+@st.composite
+def pairs(draw, number=number, min_size=1):
+    """Two rows of the same length with mass; the second sometimes close to the first."""
+    p = draw(st.lists(number, min_size=min_size, max_size=40))
+    if draw(st.booleans()):
+        q = draw(st.lists(number, min_size=len(p), max_size=len(p)))
+    else:
+        size = draw(st.sampled_from([1e-15, 1e-8, 1e-3]))
+        change = draw(st.lists(st.floats(-1, 1), min_size=len(p), max_size=len(p)))
+        q = [x * (1 + size * c) for x, c in zip(p, change, strict=True)]
+    assume(any(p) and any(q))
+    return np.array(p), np.array(q)
+
+
+def close(a, b, rtol):
+    return a == b or abs(a - b) <= rtol * max(abs(a), abs(b))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+@given(pairs())
+def test_never_negative(variant, level, pair):
+    name, options = variant
+    result = measure(fastkl, name, *pair, **options)
+    assert result >= 0 and not np.signbit(result)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@given(pairs())
+def test_zero_from_itself(name, level, pair):
+    p, q = pair
+    for row in (p, q):
+        assert measure(fastkl, name, row, row.copy(), **OPTIONS.get(name, {})) == 0
+
+
+@pytest.mark.parametrize("name", ["js", "js_distance", "jeffreys", "total_variation", "hellinger", "wasserstein"])
+@given(pairs())
+def test_symmetric(name, level, pair):
+    p, q = pair
+    slack = 2.0**-90 * len(p) if name == "wasserstein" else 0
+    there, back = measure(fastkl, name, p, q), measure(fastkl, name, q, p)
+    assert close(there, back, TOLERANCE[name]) or abs(there - back) <= slack
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(pairs(), st.integers(-150, 150), st.integers(-150, 150))
+def test_scaling_by_a_power_of_two_keeps_the_bits(name, level, pair, i, j):
+    p, q = pair
+    options = OPTIONS.get(name, {})
+    scaled = measure(fastkl, name, np.ldexp(p, i), np.ldexp(q, j), **options)
+    assume(np.all(np.ldexp(np.ldexp(p, i), -i) == p) and np.all(np.ldexp(np.ldexp(q, j), -j) == q))
+    assert scaled.tobytes() == measure(fastkl, name, p, q, **options).tobytes()
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "wasserstein"])
+@given(pairs(), st.randoms(use_true_random=False))
+def test_bins_may_be_permuted(name, level, pair, random):
+    p, q = pair
+    order = random.sample(range(len(p)), len(p))
+    options = OPTIONS.get(name, {})
+    assert close(
+        measure(fastkl, name, p, q, **options), measure(fastkl, name, p[order], q[order], **options), TOLERANCE[name]
+    )
+
+
+@given(pairs())
+def test_upper_bounds(level, pair):
+    p, q = pair
+    assert fastkl.total_variation(p, q) <= 1
+    assert fastkl.hellinger_distance(p, q) <= 1
+    assert fastkl.js_divergence(p, q) <= math.log(2) * (1 + 8 * EPS)
+    assert fastkl.js_distance(p, q, base=2) <= 1 + 8 * EPS
+    assert fastkl.entropy(p) <= math.log(len(p)) * (1 + 9 * EPS)
+    assert fastkl.wasserstein_distance(p, q) <= (len(p) - 1) * fastkl.total_variation(p, q) * (1 + 16 * EPS) + 2.0**-80
+
+
+@given(pairs())
+def test_inequalities(level, pair):
+    """Pinsker; Hellinger and Rényi of order ½; total variation between the Hellinger bounds; JS under Jeffreys."""
+    p, q = pair
+    kl, tv = fastkl.kl_divergence(p, q), fastkl.total_variation(p, q)
+    hellinger, js = fastkl.hellinger_distance(p, q), fastkl.js_divergence(p, q)
+    more = 1 + 64 * EPS
+    assert 2 * tv**2 <= kl * more + 1e-320
+    assert hellinger**2 <= tv * more + 1e-320
+    assert tv <= math.sqrt(2) * hellinger * more
+    assert 2 * hellinger**2 <= kl * more + 1e-320
+    assert 4 * js <= fastkl.jeffreys_divergence(p, q) * more + 1e-320
+    assert js <= math.log(2) * tv * more + 1e-320
+
+
+@given(pairs())
+def test_sums_of_divergences(level, pair):
+    p, q = pair
+    kl, reverse = fastkl.kl_divergence(p, q), fastkl.kl_divergence(q, p)
+    assert close(fastkl.jeffreys_divergence(p, q), kl + reverse, 20 * EPS)
+    assert close(fastkl.cross_entropy(p, q), fastkl.entropy(p) + kl, 20 * EPS)
+    assert close(fastkl.js_distance(p, q) ** 2, fastkl.js_divergence(p, q), 30 * EPS) or kl < 1e-300
+    assert close(fastkl.renyi_divergence(p, q, 1), kl, 0)
+
+
+@given(pairs(), st.lists(st.floats(0, 20), min_size=2, max_size=4).map(sorted))
+def test_renyi_increases_with_its_order(level, pair, orders):
+    values = [fastkl.renyi_divergence(*pair, alpha) for alpha in (0, *orders, math.inf)]
+    for lower, higher in pairwise(values):
+        assert lower <= higher * (1 + 32 * EPS)
+
+
+@given(pairs(st.integers(0, 2**20).map(float), min_size=2), st.data())
+def test_merging_bins_loses_information(level, pair, data):
+    """The data-processing inequality. (The numbers are integers, so that merging them is exact.)"""
+    p, q = pair
+    p, q = np.rint(p), np.rint(q)
+    assume(p.any() and q.any())
+    starts = data.draw(st.lists(st.integers(1, len(p) - 1), unique=True, max_size=len(p) - 1).map(sorted))
+    a, b = (np.add.reduceat(x, [0, *starts]) for x in (p, q))
+    for name in ("kl", "reverse_kl", "jeffreys", "js", "js_distance", "total_variation", "hellinger", "renyi"):
+        options = OPTIONS.get(name, {})
+        merged, whole = measure(fastkl, name, a, b, **options), measure(fastkl, name, p, q, **options)
+        assert merged <= whole * (1 + 2 * TOLERANCE[name]), name
+
+
+@given(pairs(min_size=2), st.floats(-100, 100), st.sampled_from([0.25, 2.0, 1024.0]))
+def test_wasserstein_positions(level, pair, origin, scale):
+    """A power of two of the gaps is one of the distance; one wide gap counts only what crosses it."""
+    p, q = pair
+    positions = np.arange(len(p)) * 1.0
+    plain = fastkl.wasserstein_distance(p, q)
+    assert fastkl.wasserstein_distance(p, q, positions=positions) == plain
+    assert fastkl.wasserstein_distance(p, q, positions=positions * scale) == scale * plain
+    assert fastkl.wasserstein_distance(p, q, positions=np.full(len(p), origin)) == 0
+    two = np.array([p[0], 0]), np.array([q[0], 0])
+    if p[0] and q[0] and len(p) > 1:
+        assert fastkl.wasserstein_distance(*two, positions=[0, 5]) == 0
+
+
+@given(pairs(), st.floats(0, 1), st.floats(0, 5), st.sampled_from([None, 2, 10]), st.booleans())
+def test_score_is_the_single_functions(level, pair, weight, alpha, base, normalize):
+    p, q = pair
+    scores = fastkl.score(p, q, METRICS, weight=weight, alpha=alpha, base=base, normalize=normalize)
+    for name in METRICS:
+        options = {"normalize": normalize}
+        if name not in ("total_variation", "hellinger", "wasserstein"):
+            options["base"] = base
+        if name in ("js", "js_distance"):
+            options["weight"] = weight
+        if name == "renyi":
+            options["alpha"] = alpha
+        assert scores[name].tobytes() == measure(fastkl, name, p, q, **options).tobytes(), name
