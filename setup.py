@@ -114,11 +114,12 @@ def extension(name):
     )
 
 
-setup(
-    ext_modules=cythonize(
-        [extension("_engine"), extension("_discrete")],
-        build_dir="build/cython",
-        compiler_directives={"language_level": 3},
-    ),
-    cmdclass={"build_ext": BuildExtensions},
-)
+if __name__ == "__main__":  # so that the tests can import the flags
+    setup(
+        ext_modules=cythonize(
+            [extension("_engine"), extension("_discrete")],
+            build_dir="build/cython",
+            compiler_directives={"language_level": 3},
+        ),
+        cmdclass={"build_ext": BuildExtensions},
+    )

@@ -176,13 +176,13 @@ class ResultFile:
             {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape},
         )
         self._start = header.tell()
-        self._n_rows = math.prod(shape)
+        self.n_rows = math.prod(shape)
         try:
             self._file = open(self._partial, "x+b", buffering=0)  # noqa: SIM115 -- closed by _discard
         except OSError as error:
             raise Refused(f"{path}: cannot be written: {error.strerror}") from None
         try:
-            self._reserve(self._start + self._n_rows * dtype.itemsize)
+            self._reserve(self._start + self.n_rows * dtype.itemsize)
             self._write(header.getbuffer())
         except BaseException:
             self._discard()
@@ -232,8 +232,8 @@ class ResultFile:
 
     def chunks(self, rows_per_chunk: int) -> Iterator[NDArray[Any]]:
         """The rows written, chunk by chunk, also after ``commit``."""
-        for start in range(0, self._n_rows, rows_per_chunk):
-            n = min(rows_per_chunk, self._n_rows - start)
+        for start in range(0, self.n_rows, rows_per_chunk):
+            n = min(rows_per_chunk, self.n_rows - start)
             yield _window(self._file, self.dtype, (n,), self._start + start * self.dtype.itemsize)
 
     def commit(self) -> None:

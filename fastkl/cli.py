@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -29,7 +30,7 @@ EXIT_FAILED = 1
 EXIT_REFUSED = 2  # also what argparse exits with
 EXIT_MEAN_EXCEEDED = 3
 
-_WINDOW_BYTES = 16 << 20  # of each input: large enough that mapping costs nothing, small enough for any machine
+_WINDOW_BYTES = 32 << 20  # of each input: large enough that mapping costs nothing, small enough for any machine
 _RESULTS_PER_CHUNK = 1 << 18
 
 _EPILOG = """\
@@ -124,19 +125,23 @@ def _threshold(text: str) -> float:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        _print(json.dumps(fastkl.show_config(mode="dicts"), indent=2))
-    else:
-        fastkl.show_config()
+    with _standard_output():
+        if arguments.json:
+            print(json.dumps(fastkl.show_config(mode="dicts"), indent=2))
+        else:
+            fastkl.show_config()
     return 0
 
 
-def _print(text: str) -> None:
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """For all that is printed: a reader that has seen enough and left is no failure, a full disk is one."""
     try:
-        print(text, flush=True)
+        yield
+        sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has somewhere to go
-        if not isinstance(error, BrokenPipeError):  # a reader that has seen enough is no failure
+        if not isinstance(error, BrokenPipeError):
             raise OSError(error.errno, error.strerror, "standard output") from None
 
 
@@ -148,49 +153,37 @@ def _score(arguments: argparse.Namespace) -> int:
         p = stack.enter_context(RowFile(arguments.p, bfloat16=bfloat16))
         q = stack.enter_context(RowFile(arguments.q, bfloat16=bfloat16))
         shape = _result_shape(p, q)
-
-        def score(p_rows: NDArray[Any], q_rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-            return fastkl.score(
-                p_rows,
-                q_rows,
-                metrics,
-                normalize=not arguments.no_normalize,
-                base=arguments.base,
-                weight=arguments.weight,
-                alpha=arguments.alpha,
-                positions=positions,
-                n_threads=arguments.threads,
-                dtype=arguments.dtype,
-            )
-
-        positions = None if arguments.positions is None else _load_positions(arguments.positions)
+        score = partial(
+            fastkl.score,
+            metrics=metrics,
+            normalize=not arguments.no_normalize,
+            base=arguments.base,
+            weight=arguments.weight,
+            alpha=arguments.alpha,
+            positions=None if arguments.positions is None else _load_positions(arguments.positions),
+            n_threads=arguments.threads,
+            dtype=arguments.dtype,
+        )
         try:  # no rows: only the types and the options are looked at
             empty = score(np.empty((0, p.row_length), p.dtype), np.empty((0, q.row_length), q.dtype))
         except (TypeError, ValueError) as error:
             raise Refused(str(error)) from None
+        dtype = _result_dtype(empty)
         result = stack.enter_context(
-            ResultFile(arguments.output, shape, _result_dtype(empty), force=arguments.force, inputs=(p, q))
+            ResultFile(arguments.output, shape, dtype, force=arguments.force, inputs=(p, q)),
         )
 
-        moments = {metric: RunningMoments() for metric in metrics}
-        n_rows = math.prod(shape)
         started = time.perf_counter()
-        with _Progress(n_rows, _bytes_per_row(p, q)) as progress:
-            for start, p_rows, q_rows in _row_chunks(p, q, n_rows):
-                values = score(p_rows, q_rows)
-                result.append(_as_records(values, result.dtype))
-                for metric in metrics:
-                    moments[metric].add(values[metric])
-                progress.show(start + len(values[metrics[0]]))
-                signals.check()
+        moments = _score_rows(score, p, q, result, signals)
         seconds = time.perf_counter() - started
         result.commit()
 
         def column(metric: str) -> Iterator[NDArray[Any]]:
             for records in result.chunks(_RESULTS_PER_CHUNK):
                 signals.check()
-                yield records if result.dtype.names is None else records[metric]
+                yield records if dtype.names is None else records[metric]
 
+        n_rows = math.prod(shape)
         summary = {
             "p": arguments.p,
             "q": arguments.q,
@@ -206,8 +199,25 @@ def _score(arguments: argparse.Namespace) -> int:
             "simd_level": fastkl.simd_level(),
             "threads": arguments.threads or fastkl.get_num_threads(),
         }
-    _print(json.dumps(_strict(summary), indent=2) if arguments.json else _in_words(summary))
+    with _standard_output():
+        print(json.dumps(_strict(summary), indent=2) if arguments.json else _in_words(summary))
     return _verdict(summary["metrics"], arguments.fail_above)
+
+
+def _score_rows(
+    score: Callable[..., dict[str, Any]], p: RowFile, q: RowFile, result: ResultFile, signals: "_StopSignals"
+) -> dict[str, RunningMoments]:
+    """Fill the result window by window, and return the moments of each metric."""
+    moments: dict[str, RunningMoments] = defaultdict(RunningMoments)
+    with _Progress(result.n_rows, _bytes_per_row(p, q)) as progress:
+        for stop, p_rows, q_rows in _windows(p, q, result.n_rows):
+            values = score(p_rows, q_rows)
+            result.append(_as_records(values, result.dtype))
+            for metric, column in values.items():
+                moments[metric].add(column)
+            progress.show(stop)
+            signals.check()
+    return moments
 
 
 def _result_shape(p: RowFile, q: RowFile) -> tuple[int, ...]:
@@ -254,14 +264,14 @@ def _bytes_per_row(p: RowFile, q: RowFile) -> int:
     return sum(file.row_bytes for file in (p, q) if file.n_rows == n_rows)
 
 
-def _row_chunks(p: RowFile, q: RowFile, n_rows: int) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
-    """Pairs of windows on the rows, each with the number of the first row; a single row is held, not read again."""
+def _windows(p: RowFile, q: RowFile, n_rows: int) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+    """Pairs of windows on the rows, each with the number of rows up to its end; a single row is read but once."""
     held = {file: np.array(file.rows(0, 1)) for file in (p, q) if file.n_rows == 1}
-    rows_per_chunk = max(1, _WINDOW_BYTES // max(p.row_bytes, q.row_bytes))
-    for start in range(0, n_rows, rows_per_chunk):
-        stop = min(start + rows_per_chunk, n_rows)
+    rows_per_window = max(1, _WINDOW_BYTES // max(p.row_bytes, q.row_bytes))
+    for start in range(0, n_rows, rows_per_window):
+        stop = min(start + rows_per_window, n_rows)
         p_rows, q_rows = (held[file] if file in held else file.rows(start, stop) for file in (p, q))
-        yield start, p_rows, q_rows
+        yield stop, p_rows, q_rows
 
 
 def _verdict(metrics: Mapping[str, Mapping[str, float]], threshold: float | None) -> int:

@@ -81,6 +81,7 @@ def test_nearly_equal(name, type_name, level, rng):
         for exponent in range(-16, -2):
             rows.append((p * (1 + 10.0**exponent * rng.standard_normal(length))).astype(type_name))
         q = np.stack([row * p.dtype.type(scale) for row in rows for scale in (1, 4, 5)])
+        p = np.broadcast_to(p, q.shape)
         options = ALPHAS.get(name, {})
         assert_contract(name, measure(fastkl, name, p, q, **options), p, q, **options)
         assert_contract(name, measure(fastkl, name, q, p, **options), q, p, **options)

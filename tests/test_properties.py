@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from oracles import BOUNDS, METRICS, VARIANTS, measure, variant_id
+from oracles import BOUNDS, METRICS, VARIANTS, ZERO_SLACK, measure, variant_id
 
 import fastkl
 
@@ -43,8 +43,14 @@ def pairs(draw, number=number, min_size=1):
     return np.array(p), np.array(q)
 
 
-def close(a, b, rtol):
-    return a == b or abs(a - b) <= rtol * max(abs(a), abs(b))
+def close(a, b, rtol, atol=0.0):
+    return a == b or abs(a - b) <= rtol * max(abs(a), abs(b)) + atol
+
+
+def agree(name, a, b, length):
+    """Whether two results for the same value are both within the contract."""
+    slack = 2.0**-94 * length if name == "wasserstein" else 2 * float(ZERO_SLACK[name])
+    return close(a, b, TOLERANCE[name], slack)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
@@ -67,19 +73,17 @@ def test_zero_from_itself(name, level, pair):
 @given(pairs())
 def test_symmetric(name, level, pair):
     p, q = pair
-    slack = 2.0**-90 * len(p) if name == "wasserstein" else 0
-    there, back = measure(fastkl, name, p, q), measure(fastkl, name, q, p)
-    assert close(there, back, TOLERANCE[name]) or abs(there - back) <= slack
+    assert agree(name, measure(fastkl, name, p, q), measure(fastkl, name, q, p), len(p))
 
 
 @pytest.mark.parametrize("name", METRICS)
 @given(pairs(), st.integers(-150, 150), st.integers(-150, 150))
-def test_scaling_by_a_power_of_two_keeps_the_bits(name, level, pair, i, j):
+def test_scale_does_not_matter(name, level, pair, i, j):
     p, q = pair
     options = OPTIONS.get(name, {})
-    scaled = measure(fastkl, name, np.ldexp(p, i), np.ldexp(q, j), **options)
-    assume(np.all(np.ldexp(np.ldexp(p, i), -i) == p) and np.all(np.ldexp(np.ldexp(q, j), -j) == q))
-    assert scaled.tobytes() == measure(fastkl, name, p, q, **options).tobytes()
+    a, b = np.ldexp(p, i), np.ldexp(q, j)
+    assume(np.all(np.ldexp(a, -i) == p) and np.all(np.ldexp(b, -j) == q))
+    assert agree(name, measure(fastkl, name, a, b, **options), measure(fastkl, name, p, q, **options), len(p))
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name != "wasserstein"])
@@ -88,8 +92,8 @@ def test_bins_may_be_permuted(name, level, pair, random):
     p, q = pair
     order = random.sample(range(len(p)), len(p))
     options = OPTIONS.get(name, {})
-    assert close(
-        measure(fastkl, name, p, q, **options), measure(fastkl, name, p[order], q[order], **options), TOLERANCE[name]
+    assert agree(
+        name, measure(fastkl, name, p, q, **options), measure(fastkl, name, p[order], q[order], **options), len(p)
     )
 
 
@@ -111,21 +115,21 @@ def test_inequalities(level, pair):
     kl, tv = fastkl.kl_divergence(p, q), fastkl.total_variation(p, q)
     hellinger, js = fastkl.hellinger_distance(p, q), fastkl.js_divergence(p, q)
     more = 1 + 64 * EPS
-    assert 2 * tv**2 <= kl * more + 1e-320
-    assert hellinger**2 <= tv * more + 1e-320
-    assert tv <= math.sqrt(2) * hellinger * more
-    assert 2 * hellinger**2 <= kl * more + 1e-320
-    assert 4 * js <= fastkl.jeffreys_divergence(p, q) * more + 1e-320
-    assert js <= math.log(2) * tv * more + 1e-320
+    assert 2 * tv**2 <= kl * more + 2.0**-198
+    assert hellinger**2 <= tv * more + 2.0**-99
+    assert tv <= math.sqrt(2) * hellinger * more + 2.0**-99
+    assert 2 * hellinger**2 <= kl * more + 2.0**-198
+    assert 4 * js <= fastkl.jeffreys_divergence(p, q) * more + 2.0**-198
+    assert js <= math.log(2) * tv * more + 2.0**-99
 
 
 @given(pairs())
 def test_sums_of_divergences(level, pair):
     p, q = pair
     kl, reverse = fastkl.kl_divergence(p, q), fastkl.kl_divergence(q, p)
-    assert close(fastkl.jeffreys_divergence(p, q), kl + reverse, 20 * EPS)
-    assert close(fastkl.cross_entropy(p, q), fastkl.entropy(p) + kl, 20 * EPS)
-    assert close(fastkl.js_distance(p, q) ** 2, fastkl.js_divergence(p, q), 30 * EPS) or kl < 1e-300
+    assert close(fastkl.jeffreys_divergence(p, q), kl + reverse, 20 * EPS, 2.0**-198)
+    assert close(fastkl.cross_entropy(p, q), fastkl.entropy(p) + kl, 20 * EPS, 2.0**-199)
+    assert close(fastkl.js_distance(p, q) ** 2, fastkl.js_divergence(p, q), 30 * EPS, 2.0**-198)
     assert close(fastkl.renyi_divergence(p, q, 1), kl, 0)
 
 
@@ -133,7 +137,7 @@ def test_sums_of_divergences(level, pair):
 def test_renyi_increases_with_its_order(level, pair, orders):
     values = [fastkl.renyi_divergence(*pair, alpha) for alpha in (0, *orders, math.inf)]
     for lower, higher in pairwise(values):
-        assert lower <= higher * (1 + 32 * EPS)
+        assert lower <= higher * (1 + 32 * EPS) + 2.0**-99
 
 
 @given(pairs(st.integers(0, 2**20).map(float), min_size=2), st.data())
@@ -147,7 +151,7 @@ def test_merging_bins_loses_information(level, pair, data):
     for name in ("kl", "reverse_kl", "jeffreys", "js", "js_distance", "total_variation", "hellinger", "renyi"):
         options = OPTIONS.get(name, {})
         merged, whole = measure(fastkl, name, a, b, **options), measure(fastkl, name, p, q, **options)
-        assert merged <= whole * (1 + 2 * TOLERANCE[name]), name
+        assert merged <= whole * (1 + 2 * TOLERANCE[name]) + 2 * float(ZERO_SLACK[name]), name
 
 
 @given(pairs(min_size=2), st.floats(-100, 100), st.sampled_from([0.25, 2.0, 1024.0]))

@@ -93,7 +93,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("type_name", TYPES)
-@pytest.mark.parametrize("length", [1, 3, 8, 17, 33, 100, 1000])
+@pytest.mark.parametrize("length", [1, 3, 8, 17, 33, 130])
 def test_layouts(length, type_name, level, rng):
     """Every layout of p with every layout of q."""
     p, q, types = rows(rng, (37, length), type_name)
@@ -125,7 +125,7 @@ def test_axes(length, type_name, level, rng):
 
 
 @pytest.mark.parametrize("type_name", TYPES)
-@pytest.mark.parametrize("length", [1, 3, 8, 17, 33, 100, 1000])
+@pytest.mark.parametrize("length", [1, 3, 8, 17, 33, 130])
 def test_broadcasting(length, type_name, level, rng):
     """One row against many, both ways, and every row against every other, have the bits of the written-out operands."""
     p, q, types = rows(rng, (23, length), type_name)
@@ -148,19 +148,21 @@ def test_broadcasting(length, type_name, level, rng):
 
 @pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("normalize", [True, False], ids=["normalized", "plain"])
-def test_avx2_and_avx512_agree(normalize, type_name, rng):
+def test_avx2_and_avx512_agree(normalize, type_name):
+    """The same bits at both levels, or at the one of them that this CPU has."""
     before = fastkl.simd_level()
-    levels = [level for level in _engine.usable_levels() if level in ("avx2", "avx512")]
     results = []
-    for level in levels:
-        fastkl.set_simd_level(level)
-        draws = np.random.default_rng(11)
-        results.append([])
-        for length in (*LENGTHS, 5000, 100_000):
-            p, q, types = rows(draws, (20 if length <= 1000 else 2, length), type_name)
-            positions = np.cumsum(draws.random(length))
-            results[-1].append(bits(p, q, normalize=normalize, positions=positions, base=3, **types))
-    fastkl.set_simd_level(before)
+    try:
+        for level in set(_engine.usable_levels()) & {"avx2", "avx512"}:
+            fastkl.set_simd_level(level)
+            draws = np.random.default_rng(11)
+            results.append([])
+            for length in (*LENGTHS, 5000, 100_000):
+                p, q, types = rows(draws, (20 if length <= 1000 else 2, length), type_name)
+                positions = np.cumsum(draws.random(length))
+                results[-1].append(bits(p, q, normalize=normalize, positions=positions, base=3, **types))
+    finally:
+        fastkl.set_simd_level(before)
     assert all(result == results[0] for result in results)
 
 

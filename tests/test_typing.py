@@ -41,7 +41,9 @@ def test_every_compiled_module_has_a_stub():
 
 def test_stubs_match_the_code(tmp_path):
     names = [f"fastkl._kernels.{name}" for name in COMPILED]
-    checked = run("mypy.stubtest", *names, cwd=tmp_path)
+    # What Cython adds to a module for its own use.
+    (tmp_path / "allowed").write_text(r".*\.__(test|pyx_capi)__")
+    checked = run("mypy.stubtest", "--allowlist", "allowed", "--ignore-unused-allowlist", *names, cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

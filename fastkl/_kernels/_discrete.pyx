@@ -202,8 +202,10 @@ cdef int walk(const Plan *plan, int n_threads) noexcept nogil:
 
 
 cdef void fill_operand(fkl_rows *rows, cnp.ndarray array, int axis, int code) noexcept:
+    # An operand with fewer axes than the one reduced has rows of length 1.
+    cdef int own = cnp.PyArray_NDIM(array) + axis
     rows.data = <const char *>cnp.PyArray_DATA(array)
-    rows.item_stride = cnp.PyArray_STRIDES(array)[cnp.PyArray_NDIM(array) + axis]
+    rows.item_stride = cnp.PyArray_STRIDES(array)[own] if own >= 0 else 0
     rows.row_stride = 0
     rows.type = code
     rows.swapped = not cnp.PyArray_ISNOTSWAPPED(array)
@@ -237,7 +239,8 @@ def reduce(tuple ops, cnp.ndarray p not None, int p_type, cnp.ndarray q not None
     plan.row_type = row_type
     fill_operand(&plan.p, p, axis, p_type)
     fill_operand(&plan.q, q, axis, q_type)
-    plan.problem.length = cnp.PyArray_DIMS(p)[cnp.PyArray_NDIM(p) + axis]
+    i = cnp.PyArray_NDIM(p) + axis
+    plan.problem.length = cnp.PyArray_DIMS(p)[i] if i >= 0 else 1
     plan.problem.normalize = normalize
     plan.problem.log_base = log_base
     plan.problem.parameter = parameter

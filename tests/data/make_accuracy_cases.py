@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from oracles import BOUNDS, VARIANTS, WASSERSTEIN_SLACK, exact_row, nearest, ulp
+from oracles import VARIANTS, allowance, exact_row, nearest, ulp
 
 HERE = Path(__file__).parent
 
@@ -110,8 +110,7 @@ def allowed(name, value, expected, dtype):
     """The ulps of `expected` that the contract leaves to a result, `value` being the `Exact` behind it."""
     if not isinstance(value.value, Fraction) or math.isinf(expected):
         return 0
-    dtype = np.dtype(dtype)
-    bound = BOUNDS[name][dtype == np.float32] * ulp(value.scale, dtype) + WASSERSTEIN_SLACK[dtype] * value.span
+    bound = allowance(name, value, dtype)
     rounding = abs(Fraction(float(expected)) - value.value)
     # Result and expected value are both multiples of the ulp, so a fraction of one is none.
     ulps = math.floor((bound + rounding) / ulp(Fraction(float(expected)), dtype))

@@ -120,6 +120,83 @@ static double hellinger_term(struct terms x)
     return ldexp(d * d, e);
 }
 
+/* D_alpha, by logarithms of whole terms. The sum of p^alpha q^(1-alpha) is 1 + sum [p (e^(bL) - 1 - bL) + b phi(p, q)]
+ * (see discrete.inl.h), which is used while it is near 1; else it is the largest term times a sum of exponentials. */
+static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem, double p_max, double q_max)
+{
+    const ptrdiff_t length = problem->length;
+    const int normalize = problem->normalize;
+    const double alpha = problem->parameter;
+    const int turned = alpha > 0.0 && alpha < 0.5; /* p and q have changed places already */
+    const double b = turned ? -alpha : alpha - 1.0;
+    const int p_scale = split(p_max).exponent, q_scale = split(q_max).exponent;
+    struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, c = {1.0, 0.0}, inside = {0.0, 0.0}, outside = {0.0, 0.0};
+
+    for (ptrdiff_t j = 0; j < length; j++) {
+        struct split x = split(get(p, j)), y = split(get(q, j));
+        double q_j = ldexp(y.mantissa, y.exponent - q_scale);
+        add(&p_sum, ldexp(x.mantissa, x.exponent - p_scale));
+        add(&q_sum, q_j);
+        add(x.mantissa == 0.0 ? &outside : &inside, q_j);
+    }
+    if (alpha == 0.0) {
+        double in = inside.high + inside.low, out = outside.high + outside.low, value;
+        if (in == 0.0)
+            return INFINITY / problem->log_base;
+        if (normalize)
+            value = out < in ? -log1p(-out / (in + out)) : -log(in / (in + out));
+        else
+            value = -(log(in) + q_scale * FKL_LN2);
+        return (value == 0.0 ? 0.0 : value) / problem->log_base;
+    }
+    /* Normalised, q is c q in units of p's scale; else c = 1 and the scales of both are their own. */
+    const int p_unit = normalize ? p_scale : 0, q_unit = normalize ? q_scale : 0;
+    const double p_total = normalize ? p_sum.high : 1.0;
+    if (normalize)
+        c = divide(p_sum, q_sum);
+
+    double largest_ratio = -INFINITY, largest_term = -INFINITY, total = 0.0;
+    struct pair excess = {0.0, 0.0};
+    for (int pass = 0; pass < 2; pass++) {
+        for (ptrdiff_t j = 0; j < length; j++) {
+            struct split x = split(get(p, j)), y = split(get(q, j));
+            struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_unit, y.exponent - q_unit};
+            vd_two_product(c.high, y.mantissa, &term.q_z, &term.q_low);
+            term.q_low += c.low * y.mantissa;
+            double p_j = ldexp(term.p_z, term.p_e);
+            if (x.mantissa == 0.0 || y.mantissa == 0.0) {
+                if (x.mantissa != 0.0 && alpha > 1.0)
+                    return INFINITY / problem->log_base;
+                if (pass == 1)
+                    add(&excess, x.mantissa == 0.0 ? b * ldexp(term.q_z, term.q_e) : -(b + 1.0) * p_j);
+                continue;
+            }
+            struct ratio r = ratio(&term);
+            double log_ratio = log_of(&r), exponent = b * log_ratio;
+            /* log(p^alpha q^(1 - alpha) / sum p) */
+            double log_term = (isinf(b) ? 0.0 : exponent) + log(term.p_z / p_total) + term.p_e * FKL_LN2;
+            if (pass == 0) {
+                largest_ratio = log_ratio > largest_ratio ? log_ratio : largest_ratio;
+                largest_term = log_term > largest_term ? log_term : largest_term;
+                continue;
+            }
+            total += exp(log_term - largest_term);
+            double power, curved = vd_exp_excess(exponent, &power);
+            curved = fabs(exponent) < 1.0 ? p_j * curved : p_total * exp(log_term) - p_j * (1.0 + exponent);
+            add(&excess, curved + b * phi(&term));
+        }
+        if (largest_ratio == -INFINITY)
+            return INFINITY / problem->log_base;
+        if (isinf(alpha))
+            return (normalize && !(largest_ratio > 0.0) ? 0.0 : largest_ratio) / problem->log_base;
+    }
+    double log_sum = largest_term + log(total), beyond = (excess.high + excess.low) / p_total;
+    if (normalize && log_sum > -0.5 && log_sum < 0.5)
+        log_sum = log1p(beyond);
+    double value = log_sum / (alpha - 1.0);
+    return (normalize && !(value > 0.0) ? 0.0 : value) / problem->log_base;
+}
+
 double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem)
 {
     const ptrdiff_t length = problem->length;
@@ -136,6 +213,10 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
     const int normalize = problem->normalize;
     if (normalize && (p_max == 0.0 || q_max == 0.0))
         return NAN;
+    if (normalize && length == 1)
+        return 0.0;
+    if (operation == FKL_RENYI)
+        return renyi_row(p, q, problem, p_max, q_max);
 
     /* Scales and sums. Without normalising, both rows share one scale and the result carries it. */
     int p_scale = split(p_max).exponent, q_scale = split(q_max).exponent;
@@ -157,31 +238,6 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
 
     const double alpha = problem->parameter;
     struct pair sum = {0.0, 0.0}, second = {0.0, 0.0}, cumulative = {0.0, 0.0};
-    double shift = 0.0;
-    if (operation == FKL_RENYI) { /* the largest log ratio first, so that no power overflows */
-        double largest = -INFINITY;
-        for (ptrdiff_t j = 0; j < length; j++) {
-            struct split x = split(get(p, j)), y = split(get(q, j));
-            if (x.mantissa == 0.0)
-                continue;
-            if (y.mantissa == 0.0) {
-                if (alpha >= 1.0)
-                    return INFINITY;
-                continue;
-            }
-            struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_scale, y.exponent - q_scale};
-            vd_two_product(c.high, y.mantissa, &term.q_z, &term.q_low);
-            term.q_low += c.low * y.mantissa;
-            struct ratio r = ratio(&term);
-            double value = log_of(&r);
-            largest = value > largest ? value : largest;
-        }
-        if (largest == -INFINITY)
-            return INFINITY;
-        if (isinf(alpha))
-            return largest / problem->log_base;
-        shift = (alpha - 1.0) * largest > 600.0 ? (alpha - 1.0) * largest : 0.0;
-    }
 
     for (ptrdiff_t j = 0; j < length; j++) {
         struct split x = split(get(p, j)), y = split(get(q, j));
@@ -245,24 +301,6 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
             add(&cumulative, -q_j);
             add(&cumulative, -ldexp(term.q_low, term.q_e));
             break;
-        case FKL_RENYI: {
-            double b = alpha - 1.0;
-            if (alpha == 0.0) {
-                add(no_p ? &second : &sum, q_j);
-            } else if (no_p) {
-                add(&sum, b * q_j);
-            } else if (no_q) {
-                add(&sum, -(b + 1.0) * p_j);
-            } else {
-                struct ratio r = ratio(&term);
-                double power;
-                double excess = vd_exp_excess(b * log_of(&r) - shift, &power);
-                if (shift == 0.0)
-                    add(&sum, fma(p_j, excess, b * phi(&term)));
-                add(&second, p_j * power);
-            }
-            break;
-        }
         }
     }
 
@@ -295,23 +333,7 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
         return ldexp(normalize && value > 1.0 ? 1.0 : value, (carried - (carried & 1)) / 2);
     case FKL_WASSERSTEIN:
         return ldexp(value / total, carried);
-    default: { /* FKL_RENYI */
-        const double b = alpha - 1.0;
-        double log_scale = normalize ? 0.0 : (double)p_scale * FKL_LN2; /* alpha + (1 - alpha) scales in all */
-        double other = second.high + second.low;
-        if (alpha == 0.0) {
-            if (value == 0.0)
-                return INFINITY;
-            double inside = value, whole = normalize ? value + other : 1.0;
-            if (normalize && other < value)
-                return -log1p(-other / whole) / problem->log_base;
-            return -(log(inside / whole) + log_scale) / problem->log_base;
-        }
-        if (other == 0.0)
-            return INFINITY;
-        double log_sum = normalize && shift == 0.0 && value / total > -0.5 ? log1p(value / total)
-                                                                            : log(other / total) + shift;
-        return (log_sum + log_scale) / b / problem->log_base;
-    }
+    default:
+        return NAN; /* FKL_RENYI is renyi_row()'s */
     }
 }

@@ -23,13 +23,18 @@
 /* Rows up to this length go eight at a time, one per lane. */
 #define FKL_ACROSS 8
 #define BLOCK 256
+/* How far ahead of itself a stream is asked for, in bytes. */
+#define AHEAD 8192
+/* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
+#define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
 
-/* Below this a number is 0, subnormal or negative. */
-#define SMALLEST 0x1p-1022
-/* Row sums in this range need no scaling: no term overflows, and none that matters underflows. */
-#define SUM_LOW 0x1p-500
-#define SUM_HIGH 0x1p900
+/* Elements below this (but for 0) and row sums out of this range are for careful.c: with them a product with c, or a
+ * term that matters, could overflow or lose bits to underflow. */
+#define SMALLEST 0x1p-700
+#define SUM_LOW 0x1p-100
+#define SUM_HIGH 0x1p200
 /* The same for float arithmetic (the float kernels of KL and JS). */
+#define SMALLEST_FLOAT 0x1p-126f
 #define SUM_LOW_FLOAT 0x1p-60
 #define SUM_HIGH_FLOAT 0x1p100
 
@@ -41,15 +46,15 @@ enum pass {
     PASS_DIFFERENCE, /* sum phi(p, q), sum (p - q) with a compensation */
     PASS_JEFFREYS,   /* sum (p - c q) log(p / c q) */
     PASS_JS,         /* sum w phi(p, m) + (1 - w) phi(c q, m) */
-    PASS_JS_HALF,    /* the same for w = 1/2, doubled */
+    PASS_JS_HALF,    /* sum phi(p, m) + phi(c q, m), m = (p + c q)/2, for rows that aren't nearly equal */
     PASS_CROSS,      /* sum p log(total / q) */
     PASS_VARIATION,  /* sum max(p - c q, 0) and sum max(c q - p, 0), without a cell that holds most of p */
     PASS_HELLINGER,  /* sum (sqrt p - sqrt(c q))^2 */
     PASS_RENYI,      /* sum p (r^b - 1), sum p r^b, max log r, where r = p / c q: see element() */
     PASS_SUPPORT,    /* sum of q where p > 0, and where p = 0 */
-    PASS_SUMS_EXACT  /* sum p, sum (p - q), and the compensations of both */
+    PASS_SUMS_EXACT  /* sum p, sum q, sum (p - q), and the compensations of all three */
 };
-#define SUMS 4
+#define SUMS 6
 
 /* Per-row numbers that a term needs, one per lane of a group of rows. */
 struct context {
@@ -57,12 +62,6 @@ struct context {
     double p_sum[LANES], q_sum[LANES]; /* what the terms' sums are divided by, and cross-entropy's total */
     double half[LANES];                /* half of sum(p): more than that, only one cell can hold */
 };
-
-/* The exponent b of PASS_RENYI; for alpha = infinity only the largest log ratio counts, and b is of no account. */
-FKL_INLINE double renyi_exponent(const fkl_problem *problem)
-{
-    return isinf(problem->parameter) ? 1.0 : problem->parameter - 1.0;
-}
 
 struct vcontext {
     vd c, c_low, total, half, weight, order, shift;
@@ -72,10 +71,11 @@ FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
 
 /* ---- the terms -------------------------------------------------------------------------------------------------- */
 
-/* One vector of terms of p and q, added to acc[0..SUMS-1]. *special collects the bits of every element that is
- * subnormal, negative or -0.0: a row in which any bit is set is judged element by element elsewhere. NaN and infinity
- * need no test: they reach the sums. */
-FKL_INLINE void element(const enum pass pass, vd p, vd q, const struct vcontext *c, vd acc[SUMS], vi *special)
+/* One vector of terms of p and q, added to acc[0..SUMS-1]. dense: no element is below SMALLEST. *special collects the
+ * bits of every one that is, unless it is 0: a row in which any bit is set (tiny or negative) is judged element by
+ * element elsewhere. NaN and infinity need no test: they reach the sums. */
+FKL_INLINE void element(const enum pass pass, const int dense, vd p, vd q, const struct vcontext *c, vd acc[SUMS],
+                        vi *special)
 {
     const vd zero = vd_set(0.0), smallest = vd_set(SMALLEST);
 
@@ -83,28 +83,30 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, const struct vcontext 
         if (pass == PASS_SUMS_EXACT) {
             vd lost;
             vd_two_sum(acc[0], p, &acc[0], &lost);
-            acc[2] += lost;
+            acc[3] += lost;
+            vd_two_sum(acc[1], q, &acc[1], &lost);
+            acc[4] += lost;
             vd difference, error;
             vd_two_sum(p, -q, &difference, &error);
-            vd_two_sum(acc[1], difference, &acc[1], &lost);
-            acc[3] += lost + error;
+            vd_two_sum(acc[2], difference, &acc[2], &lost);
+            acc[5] += lost + error;
         } else {
             acc[pass == PASS_KL ? 1 : 0] += p;
             acc[pass == PASS_KL ? 2 : 1] += q;
         }
         if (pass == PASS_SUMS_MAX)
             acc[2] = vd_max(acc[2], q);
-        md none = vd_lt(vd_min(p, q), smallest);
-        if (!md_any(none)) { /* dense rows: no zero among them, and nothing to look after */
+        if (dense) {
             if (pass == PASS_KL)
                 acc[0] += vd_phi(p, q);
             return;
         }
         md no_p = vd_lt(p, smallest), no_q = vd_lt(q, smallest);
-        *special = vi_or_where(no_p, *special, vd_bits(p));
-        *special = vi_or_where(no_q, *special, vd_bits(q));
+        /* Twice the bits: the sign falls off, and -0.0 is a 0 like the other. */
+        *special = vi_or_where(no_p, *special, vd_bits(p) + vd_bits(p));
+        *special = vi_or_where(no_q, *special, vd_bits(q) + vd_bits(q));
         if (pass == PASS_KL) {
-            none = md_or(no_p, no_q);
+            md none = md_or(no_p, no_q);
             vd term = vd_phi(vd_select(none, vd_set(1.0), p), vd_select(none, vd_set(1.0), q));
             acc[0] += vd_select(none, vd_select(no_p, q, vd_infinity()), term);
         }
@@ -137,19 +139,32 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, const struct vcontext 
         acc[1] += vd_max(-kept, zero);
         return;
     }
+    if (pass == PASS_JS_HALF) {
+        /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
+         * finish() vouches only for results that are large against that. In phi(c q, m) the low half of c q counts only
+         * while the two are within an octave, so it needs no scaling. */
+        vd m = vd_set(0.5) * (p + q);
+        if (dense) {
+            acc[0] += vd_phi(p, m) + vd_phi_shifted(q, m, low);
+            return;
+        }
+        md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero), empty = vd_eq(m, zero);
+        m = vd_select(empty, vd_set(1.0), m); /* phi(0, m) = m */
+        vd phi_p = vd_select(no_p, m, vd_phi(vd_select(no_p, m, p), m));
+        vd phi_q = vd_select(no_q, m, vd_phi_shifted(vd_select(no_q, m, q), m, low));
+        acc[0] += vd_select(empty, zero, phi_p + phi_q);
+        return;
+    }
     md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero), none = md_or(no_p, no_q);
-    if (pass == PASS_JS_HALF || pass == PASS_JS) {
-        /* p - m and c q - m are known as multiples of n; where an element is 0 its phi(0, m) is m. */
-        vd w = pass == PASS_JS_HALF ? vd_set(0.5) : c->weight;
-        vd m = pass == PASS_JS_HALF ? vd_set(0.5) * (p + q) : vd_madd(w, p, (vd_set(1.0) - w) * q);
-        vd dp = (vd_set(1.0) - w) * n, dq = -(w * n);
+    if (pass == PASS_JS) {
+        /* p - m and c q - m as multiples of n: right to the last bits however close the rows are. */
+        vd w = c->weight, v = vd_set(1.0) - w;
+        vd m = vd_madd(w, p, v * q);
         md empty = vd_eq(m, zero);
         m = vd_select(empty, vd_set(1.0), m);
-        vd phi_p = vd_phi_near(vd_select(no_p, m, p), m, vd_select(no_p, zero, dp));
-        vd phi_q = vd_phi_near(vd_select(no_q, m, q), m, vd_select(no_q, zero, dq));
-        phi_p = vd_select(no_p, m, phi_p);
-        phi_q = vd_select(no_q, m, phi_q);
-        vd term = pass == PASS_JS_HALF ? phi_p + phi_q : vd_madd(w, phi_p, (vd_set(1.0) - w) * phi_q);
+        vd phi_p = vd_phi_near(vd_select(no_p, m, p), m, vd_select(no_p, zero, v * n));
+        vd phi_q = vd_phi_near(vd_select(no_q, m, q), m, vd_select(no_q, zero, -(w * n)));
+        vd term = vd_madd(w, vd_select(no_p, m, phi_p), v * vd_select(no_q, m, phi_q));
         acc[0] += vd_select(empty, zero, term);
         return;
     }
@@ -186,16 +201,15 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, const struct vcontext 
         vd b = c->order, exponential;
         vd excess = vd_exp_excess(b * log_ratio - c->shift, &exponential);
         vd term = vd_madd(p, excess, b * vd_phi_pair(p1, q1, low1));
-        vd absent = vd_select(vd_lt(zero, b), vd_infinity(), -(b + vd_set(1.0)) * p); /* of p where q is 0 */
-        acc[0] += vd_select(no_p, b * q, vd_select(no_q, absent, term));
+        acc[0] += vd_select(no_p, b * q, vd_select(no_q, -(b + vd_set(1.0)) * p, term));
         acc[1] += vd_select(none, zero, p * exponential);
-        acc[2] = vd_max(acc[2], vd_select(none, vd_set(-INFINITY), log_ratio));
+        acc[2] = vd_max(acc[2], vd_select(no_p, -vd_infinity(), vd_select(no_q, vd_infinity(), log_ratio)));
     }
 }
 
 #if VD > 1 && FKL_HAVE_FMA
 #define FKL_FLOAT_KERNELS 1
-/* The same in float arithmetic, for the two passes whose speed float rows are measured by. The terms, each right to a
+/* The same in float arithmetic, for the passes whose speed float rows are measured by. The terms, each right to a
  * few ulp of float and >= 0, are added up in double. scaled: c as two floats. */
 struct fcontext {
     vf c, c_low;
@@ -203,33 +217,32 @@ struct fcontext {
 
 FKL_INLINE vf element_float(const enum pass pass, vf p, vf q, const struct fcontext *c, vi *special)
 {
-    const vf zero = vf_set(0.0f), one = vf_set(1.0f);
+    const vf zero = vf_set(0.0f), one = vf_set(1.0f), smallest = vf_set(SMALLEST_FLOAT);
 
     if (pass == PASS_KL || pass == PASS_SUMS) {
-        const vf smallest = vf_set(0x1p-126f);
         mf none = vf_lt(vf_min(p, q), smallest);
         if (!mf_any(none))
             return pass == PASS_KL ? vf_phi(p, q) : zero;
         mf no_p = vf_lt(p, smallest), no_q = vf_lt(q, smallest);
-        vw bits = vw_or_where(no_p, vw_set(0), vf_bits(p));
-        *special |= (vi)vw_or_where(no_q, bits, vf_bits(q));
+        vw bits = vw_or_where(no_p, vw_set(0), vf_bits(p) + vf_bits(p));
+        *special |= (vi)vw_or_where(no_q, bits, vf_bits(q) + vf_bits(q));
         if (pass == PASS_SUMS)
             return zero;
         none = mf_or(no_p, no_q);
         vf term = vf_phi(vf_select(none, one, p), vf_select(none, one, q));
         return vf_select(none, vf_select(no_p, q, vf_set(INFINITY)), term);
     }
-    /* PASS_JS_HALF */
+    /* PASS_JS_HALF, as in double; here c q may underflow, and what has done so counts as 0. */
     vf scaled = c->c * q;
     vf low = vf_madd(c->c_low, q, vf_fma(c->c, q, -scaled));
-    vf half = vf_set(0.5f) * ((p - scaled) - low);
     vf m = vf_set(0.5f) * (p + scaled);
-    mf no_p = vf_eq(p, zero), no_q = vf_eq(scaled, zero), empty = vf_eq(m, zero);
+    if (!mf_any(vf_lt(vf_min(p, scaled), smallest)))
+        return vf_phi(p, m) + vf_phi_shifted(scaled, m, low);
+    mf no_p = vf_lt(p, smallest), no_q = vf_lt(scaled, smallest), empty = vf_lt(m, smallest);
     m = vf_select(empty, one, m);
-    vf phi_p = vf_phi_near(vf_select(no_p, m, p), m, vf_select(no_p, zero, half));
-    vf phi_q = vf_phi_near(vf_select(no_q, m, scaled), m, vf_select(no_q, zero, -half));
-    vf term = vf_select(no_p, m, phi_p) + vf_select(no_q, m, phi_q);
-    return vf_select(empty, zero, term);
+    vf phi_p = vf_select(no_p, m, vf_phi(vf_select(no_p, m, p), m));
+    vf phi_q = vf_select(no_q, m, vf_phi_shifted(vf_select(no_q, m, scaled), m, low));
+    return vf_select(empty, zero, phi_p + phi_q);
 }
 #else
 #define FKL_FLOAT_KERNELS 0
@@ -240,8 +253,7 @@ FKL_INLINE vf element_float(const enum pass pass, vf p, vf q, const struct fcont
 /* What a pass has summed of a row so far: block sums and, in `low`, what adding them up lost. */
 struct sums {
     double high[SUMS][LANES], low[SUMS][LANES];
-    uint64_t special[LANES];
-    int blocks;
+    int blocks, special;
 };
 
 /* How many sums a pass keeps, and whether the last of them is a maximum instead. */
@@ -249,7 +261,7 @@ FKL_INLINE int pass_sums(const enum pass pass)
 {
     switch (pass) {
     case PASS_SUMS_EXACT:
-        return 4;
+        return 6;
     case PASS_SUMS_MAX:
     case PASS_KL:
     case PASS_DIFFERENCE:
@@ -268,55 +280,100 @@ FKL_INLINE int pass_has_maximum(const enum pass pass) { return pass == PASS_SUMS
 /* VD elements of a double or float row as doubles. */
 FKL_INLINE vd load(const enum fkl_type type, const char *address)
 {
-#if VD >= 4
+    return type == FKL_F32 ? vh_load_double(address) : vd_load(address);
+}
+
+/* The first n of them, n <= VD, and zeros: never reads past the n-th. */
+FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t n)
+{
+#if VD == 8
+    __mmask8 lanes = (__mmask8)((1u << n) - 1u);
     if (type == FKL_F32)
-        return vh_load_double((const float *)(const void *)address);
+        return (vd)_mm512_cvtps_pd(_mm256_maskz_loadu_ps(lanes, address));
+    return (vd)_mm512_maskz_loadu_pd(lanes, address);
 #else
-    if (type == FKL_F32) {
-        float x[VD];
-        double y[VD];
-        memcpy(x, address, sizeof x);
-        for (int i = 0; i < VD; i++)
-            y[i] = x[i];
-        return vd_load(y);
-    }
+    char whole[8 * VD] = {0};
+    memcpy(whole, address, (size_t)(n * type_size(type)));
+    return load(type, whole);
 #endif
-    return vd_load(address);
 }
 
-/* The last n < LANES (or, with floats, n < 2 LANES) elements of a row, with zeros after them. */
-FKL_INLINE const char *padded_tail(const enum fkl_type type, const char *address, ptrdiff_t n, char *buffer)
+/* How many of n elements fall to the part of a step that begins at `first`. */
+FKL_INLINE ptrdiff_t part_length(ptrdiff_t n, ptrdiff_t first, ptrdiff_t width)
 {
-    memset(buffer, 0, (size_t)(2 * LANES * type_size(type)));
-    memcpy(buffer, address, (size_t)(n * type_size(type)));
-    return buffer;
+    n -= first;
+    return n < 0 ? 0 : n > width ? width : n;
 }
 
-FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
-                            const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
+/* `vectors` registers' worth of elements; the last n < LANES of a row where n >= 0. */
+FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
+                            const char *p, const char *q, const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
 {
+    const ptrdiff_t stride = VD * type_size(type);
+    vd x[MOST_VECTORS], y[MOST_VECTORS];
     FKL_UNROLL
-    for (int j = 0; j < PARTS; j++) {
-        vd a[SUMS];
-        for (int k = 0; k < SUMS; k++)
-            a[k] = acc[k][j];
-        element(pass, load(type, p + j * VD * type_size(type)), load(type, q + j * VD * type_size(type)), c, a, special);
-        for (int k = 0; k < SUMS; k++)
-            acc[k][j] = a[k];
+    for (int j = 0; j < vectors; j++) {
+        ptrdiff_t part = part_length(n, j * VD, VD);
+        x[j] = n < 0 ? load(type, p + j * stride) : load_part(type, part ? p + j * stride : p, part);
+        y[j] = n < 0 ? load(type, q + j * stride) : load_part(type, part ? q + j * stride : q, part);
     }
+    /* One branch for all: rows without zeros are the common case, and their arithmetic is left to overlap. */
+    int dense = 0;
+    if (n < 0 && (pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_KL || pass == PASS_JS_HALF)) {
+        vd least = vd_min(x[0], y[0]);
+        FKL_UNROLL
+        for (int j = 1; j < vectors; j++)
+            least = vd_min(least, vd_min(x[j], y[j]));
+        dense = !md_any(vd_lt(least, vd_set(SMALLEST)));
+    }
+#define FKL_ELEMENTS(DENSE)                                                                                            \
+    FKL_UNROLL                                                                                                         \
+    for (int j = 0; j < vectors; j++) {                                                                                \
+        vd a[SUMS];                                                                                                    \
+        for (int k = 0; k < SUMS; k++)                                                                                 \
+            a[k] = acc[k][j % PARTS];                                                                                  \
+        element(pass, DENSE, x[j], y[j], c, a, special);                                                               \
+        for (int k = 0; k < SUMS; k++)                                                                                 \
+            acc[k][j % PARTS] = a[k];                                                                                  \
+    }
+    if (FKL_LIKELY(dense)) {
+        FKL_ELEMENTS(1)
+    } else {
+        FKL_ELEMENTS(0)
+    }
+#undef FKL_ELEMENTS
 }
 
 #if FKL_FLOAT_KERNELS
 FKL_INLINE vf load_float(const enum fkl_type type, const char *address)
 {
     if (type == FKL_F16)
-        return vf_load_f16((const uint16_t *)(const void *)address);
+        return vf_load_f16(address);
     if (type == FKL_BF16)
-        return vf_load_bf16((const uint16_t *)(const void *)address);
+        return vf_load_bf16(address);
     return vf_load(address);
 }
 
-/* Sixteen floats onto eight lanes: float i belongs to lane i mod 8, as doubles do. */
+FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptrdiff_t n)
+{
+#if VD == 8
+    __mmask16 lanes = (__mmask16)((1u << n) - 1u);
+    if (type == FKL_F16)
+        return (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, address));
+    if (type == FKL_BF16)
+        return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, address)), 16);
+    return (vf)_mm512_maskz_loadu_ps(lanes, address);
+#else
+    char whole[4 * VF] = {0};
+    memcpy(whole, address, (size_t)(n * type_size(type)));
+    return load_float(type, whole);
+#endif
+}
+
+/* Terms and elements of floats are added up in float for at most FLOAT_RUN steps of sixteen, three roundings a lane,
+ * then in double: float i belongs to lane i mod 8, as doubles do. */
+#define FLOAT_RUN 4
+
 FKL_INLINE void add_floats(vd acc[PARTS], const vf x[PARTS])
 {
 #if PARTS == 1
@@ -336,21 +393,50 @@ FKL_INLINE void add_floats(vd acc[PARTS], const vf x[PARTS])
 #endif
 }
 
-FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
-                           const struct fcontext *c, vd acc[SUMS][PARTS], vi *special)
+FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, ptrdiff_t n, const char *p, const char *q,
+                           const struct fcontext *c, vf run[3][PARTS], vi *special)
 {
-    vf x[PARTS], y[PARTS], term[PARTS];
+    const ptrdiff_t stride = VF * type_size(type);
     FKL_UNROLL
     for (int j = 0; j < PARTS; j++) {
-        x[j] = load_float(type, p + j * VF * type_size(type));
-        y[j] = load_float(type, q + j * VF * type_size(type));
-        term[j] = element_float(pass, x[j], y[j], c, special);
+        ptrdiff_t part = part_length(n, j * VF, VF);
+        vf x = n < 0 ? load_float(type, p + j * stride) : load_float_part(type, part ? p + j * stride : p, part);
+        vf y = n < 0 ? load_float(type, q + j * stride) : load_float_part(type, part ? q + j * stride : q, part);
+        run[0][j] += element_float(pass, x, y, c, special);
+        run[1][j] += x;
+        run[2][j] += y;
     }
-    if (pass != PASS_SUMS)
-        add_floats(acc[0], term);
-    if (pass != PASS_JS_HALF) {
-        add_floats(acc[pass == PASS_KL ? 1 : 0], x);
-        add_floats(acc[pass == PASS_KL ? 2 : 1], y);
+}
+
+FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
+                                ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
+{
+    const ptrdiff_t step = 2 * LANES, size = type_size(type);
+    const int terms = pass != PASS_SUMS, sums = pass != PASS_JS_HALF;
+    /* c is the same in all lanes, and here one of them as two floats. */
+    const double high = c->c[0];
+    const struct fcontext cf = {vf_set((float)high), vf_set((float)((high - (float)high) + c->c_low[0]))};
+    ptrdiff_t i = 0;
+    while (i < n) {
+        vf run[3][PARTS];
+        for (int k = 0; k < 3; k++)
+            for (int j = 0; j < PARTS; j++)
+                run[k][j] = vf_set(0.0f);
+        for (int r = 0; r < FLOAT_RUN && i + step <= n; r++, i += step) {
+            fkl_prefetch(p + i * size + AHEAD);
+            fkl_prefetch(q + i * size + AHEAD);
+            step_float(pass, type, -1, p + i * size, q + i * size, &cf, run, special);
+        }
+        if (i < n && n - i < step) {
+            step_float(pass, type, n - i, p + i * size, q + i * size, &cf, run, special);
+            i = n;
+        }
+        if (terms)
+            add_floats(acc[0], run[0]);
+        if (sums) {
+            add_floats(acc[terms ? 1 : 0], run[1]);
+            add_floats(acc[terms ? 2 : 1], run[2]);
+        }
     }
 }
 #endif
@@ -361,59 +447,66 @@ FKL_INLINE int in_float(const enum pass pass, const enum fkl_type type)
     return FKL_FLOAT_KERNELS && type != FKL_F64 && (pass == PASS_SUMS || pass == PASS_KL || pass == PASS_JS_HALF);
 }
 
-/* How far ahead of itself a stream is asked for, in bytes. */
-#define AHEAD 8192
-
-/* Elements [0, n) of a row (or of a part of one that begins at a multiple of BLOCK), added to s. */
-FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
-                           const struct context *context, int row, const fkl_problem *problem, double shift,
-                           struct sums *s)
+/* The terms of a row that are the same for all its elements, in every lane. */
+FKL_INLINE struct vcontext row_context(const struct context *context, int row, double weight, double order, double shift)
 {
-    const int count = pass_sums(pass), maximum = pass_has_maximum(pass), floats = in_float(pass, type);
-    const ptrdiff_t step = floats ? 2 * LANES : LANES;
-    const ptrdiff_t size = type_size(type);
-    vi special = vi_set(0);
-    const struct vcontext c = {vd_set(context->c[row]), vd_set(context->c_low[row]), vd_set(context->q_sum[row]), vd_set(context->half[row]),
-                               vd_set(problem->parameter), vd_set(renyi_exponent(problem)), vd_set(shift)};
-#if FKL_FLOAT_KERNELS
-    const float c_float = (float)context->c[row];
-    const struct fcontext cf = {vf_set(c_float), vf_set((float)((context->c[row] - c_float) + context->c_low[row]))};
-#endif
+    struct vcontext c = {
+        .c = vd_set(context->c[row]),
+        .c_low = vd_set(context->c_low[row]),
+        .total = vd_set(context->q_sum[row]),
+        .half = vd_set(context->half[row]),
+        .weight = vd_set(weight),
+        .order = vd_set(order),
+        .shift = vd_set(shift),
+    };
+    return c;
+}
 
+/* A block of n <= BLOCK elements: its sums, and the bits of special elements added to *special. */
+FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
+                          const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
+{
+    for (int k = 0; k < SUMS; k++)
+        for (int j = 0; j < PARTS; j++)
+            acc[k][j] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
+#if FKL_FLOAT_KERNELS
+    if (in_float(pass, type)) {
+        add_block_float(pass, type, p, q, n, c, acc, special);
+        return;
+    }
+#endif
+    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
+    ptrdiff_t i = 0;
+    for (; i + most <= n; i += most) {
+        for (ptrdiff_t line = 0; line < most * size; line += 64) {
+            fkl_prefetch(p + i * size + line + AHEAD);
+            fkl_prefetch(q + i * size + line + AHEAD);
+        }
+        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, acc, special);
+    }
+    if (most > LANES && i + LANES <= n) {
+        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, acc, special);
+        i += LANES;
+    }
+    if (i < n)
+        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, acc, special);
+}
+
+/* Elements [0, n) of a row, or of a part of one that begins at a multiple of BLOCK, added to s. */
+FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
+                           const struct vcontext *c, struct sums *s)
+{
+    vi special = vi_set(0);
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
-        ptrdiff_t end = n - start < BLOCK ? n - start : BLOCK, i = 0;
-        const char *pb = p + start * size, *qb = q + start * size;
         vd acc[SUMS][PARTS];
-        for (int k = 0; k < SUMS; k++)
-            for (int j = 0; j < PARTS; j++)
-                acc[k][j] = vd_set(maximum && k == 2 ? -INFINITY : 0.0);
-        for (; i + step <= end; i += step) {
-            fkl_prefetch(pb + i * size + AHEAD);
-            fkl_prefetch(qb + i * size + AHEAD);
-#if FKL_FLOAT_KERNELS
-            if (floats)
-                step_float(pass, type, pb + i * size, qb + i * size, &cf, acc, &special);
-            else
-#endif
-                step_double(pass, type, pb + i * size, qb + i * size, &c, acc, &special);
-        }
-        if (i < end) {
-            _Alignas(64) char p_tail[2 * LANES * 8], q_tail[2 * LANES * 8];
-            const char *pt = padded_tail(type, pb + i * size, end - i, p_tail);
-            const char *qt = padded_tail(type, qb + i * size, end - i, q_tail);
-#if FKL_FLOAT_KERNELS
-            if (floats)
-                step_float(pass, type, pt, qt, &cf, acc, &special);
-            else
-#endif
-                step_double(pass, type, pt, qt, &c, acc, &special);
-        }
-        for (int k = 0; k < count; k++) {
+        add_block(pass, type, p + start * type_size(type), q + start * type_size(type),
+                  n - start < BLOCK ? n - start : BLOCK, c, acc, &special);
+        for (int k = 0; k < pass_sums(pass); k++) {
             for (int j = 0; j < PARTS; j++) {
                 vd high = acc[k][j], low = vd_set(0.0);
                 if (s->blocks > 0) {
                     high = vd_load(&s->high[k][j * VD]);
-                    if (maximum && k == 2) {
+                    if (pass_has_maximum(pass) && k == 2) {
                         high = vd_max(high, acc[k][j]);
                     } else {
                         vd_two_sum(high, acc[k][j], &high, &low);
@@ -426,30 +519,24 @@ FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const
         }
         s->blocks++;
     }
-    for (int j = 0; j < VD; j++) {
-        uint64_t bits[VD];
-        memcpy(bits, &special, sizeof bits);
-        s->special[j] |= bits[j];
-    }
+    s->special |= vi_any(special);
 }
 
-FKL_INLINE void clear_sums(struct sums *s)
-{
-    s->blocks = 0;
-    memset(s->special, 0, sizeof s->special);
-}
-
-/* The sum over the lanes: always the tree ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)). */
 FKL_INLINE double add_lanes(const double x[LANES])
 {
-    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+    vd parts[PARTS];
+    for (int j = 0; j < PARTS; j++)
+        parts[j] = vd_load(x + j * VD);
+    return vd_add_lanes(parts);
 }
 
-FKL_INLINE double max_lanes(const double x[LANES])
+FKL_INLINE double vd_max_lanes(const vd x[PARTS])
 {
-    double m = x[0];
-    for (int i = 1; i < LANES; i++)
-        m = x[i] > m ? x[i] : m;
+    double lanes[LANES], m = -INFINITY;
+    for (int j = 0; j < PARTS; j++)
+        vd_store(lanes + j * VD, x[j]);
+    for (int i = 0; i < LANES; i++)
+        m = lanes[i] > m ? lanes[i] : m;
     return m;
 }
 
@@ -472,13 +559,10 @@ struct totals {
 FKL_INLINE void total_row(const enum pass pass, const struct sums *s, struct totals *t, int row)
 {
     const int count = pass_sums(pass), maximum = pass_has_maximum(pass);
-    uint64_t special = 0;
-    for (int i = 0; i < LANES; i++)
-        special |= s->special[i];
-    t->special |= (unsigned)(special != 0) << row;
+    t->special |= (unsigned)s->special << row;
 
     if (pass == PASS_SUMS_EXACT || pass == PASS_DIFFERENCE) {
-        const int pairs = pass == PASS_SUMS_EXACT ? 2 : 1, first = pass == PASS_SUMS_EXACT ? 0 : 1;
+        const int pairs = pass == PASS_SUMS_EXACT ? 3 : 1, first = pass == PASS_SUMS_EXACT ? 0 : 1;
         for (int k = first; k < first + pairs; k++) {
             double high = 0.0, low = 0.0, rest = 0.0;
             add_exactly(s->high[k], LANES, &high, &low);
@@ -494,7 +578,12 @@ FKL_INLINE void total_row(const enum pass pass, const struct sums *s, struct tot
     }
     for (int k = 0; k < (pass == PASS_DIFFERENCE ? 1 : count); k++) {
         if (maximum && k == 2)
-            t->sum[k][row] = max_lanes(s->high[k]);
+        {
+            vd parts[PARTS];
+            for (int j = 0; j < PARTS; j++)
+                parts[j] = vd_load(&s->high[k][j * VD]);
+            t->sum[k][row] = vd_max_lanes(parts);
+        }
         else {
             double high = add_lanes(s->high[k]); /* where it is infinite, what adding it up lost is NaN */
             t->sum[k][row] = s->blocks > 1 && !isinf(high) ? high + add_lanes(s->low[k]) : high;
@@ -519,7 +608,7 @@ struct group {
     ptrdiff_t packed_at, packed; /* the tiles hold [packed_at, packed_at + packed) of each row */
     const fkl_problem *problem;
     struct context context;
-    double shift;
+    double order, shift; /* for PASS_RENYI: its b, and what is taken off b log r */
 };
 
 /* The elements [start, start + n) of the group's rows, as doubles or as the row type itself, contiguous per row. */
@@ -577,10 +666,12 @@ FKL_INLINE const char *row_start(const struct side *side, int row, const enum fk
 FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct group *g, ptrdiff_t begin,
                           ptrdiff_t end, struct totals *t)
 {
-    struct sums sums[LANES];
     const ptrdiff_t tile_length = fkl_tile_length(g->problem->length);
+    struct sums sums[LANES];
+
+    t->special = 0;
     for (int i = 0; i < g->count; i++)
-        clear_sums(&sums[i]);
+        sums[i].blocks = sums[i].special = 0;
     for (ptrdiff_t start = begin; start < end; start += g->chunk) {
         ptrdiff_t n = end - start < g->chunk ? end - start : g->chunk;
         if (g->packed_at != start || g->packed < n) {
@@ -591,14 +682,25 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
             g->packed_at = start;
             g->packed = n;
         }
-        for (int i = 0; i < g->count; i++)
-            pass_along(pass, type, row_start(&g->p, i, type, start, tile_length),
-                       row_start(&g->q, i, type, start, tile_length), n, &g->context, i, g->problem, g->shift,
-                       &sums[i]);
+        for (int i = 0; i < g->count; i++) {
+            const char *p = row_start(&g->p, i, type, start, tile_length);
+            const char *q = row_start(&g->q, i, type, start, tile_length);
+            const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order, g->shift);
+            if (end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE) {
+                /* Short rows, sums and all in registers. */
+                vd acc[SUMS][PARTS];
+                vi special = vi_set(0);
+                add_block(pass, type, p, q, n, &c, acc, &special);
+                t->special |= (unsigned)vi_any(special) << i;
+                for (int k = 0; k < pass_sums(pass); k++)
+                    t->sum[k][i] = pass_has_maximum(pass) && k == 2 ? vd_max_lanes(acc[k]) : vd_add_lanes(acc[k]);
+            } else {
+                pass_along(pass, type, p, q, n, &c, &sums[i]);
+                if (start + n == end)
+                    total_row(pass, &sums[i], t, i);
+            }
+        }
     }
-    t->special = 0;
-    for (int i = 0; i < g->count; i++)
-        total_row(pass, &sums[i], t, i);
 }
 
 /* Up to eight rows of at most FKL_ACROSS elements, one row per lane, element by element. The tiles hold doubles, eight
@@ -610,16 +712,21 @@ FKL_INLINE void pass_across(const enum pass pass, const struct group *g, struct 
     t->special = 0;
     for (int j = 0; j < PARTS; j++) {
         const struct context *context = &g->context;
-        const struct vcontext c = {vd_load(&context->c[j * VD]), vd_load(&context->c_low[j * VD]),
-                                   vd_load(&context->q_sum[j * VD]), vd_load(&context->half[j * VD]),
-                                   vd_set(g->problem->parameter),
-                                   vd_set(renyi_exponent(g->problem)), vd_set(g->shift)};
+        const struct vcontext c = {
+            .c = vd_load(&context->c[j * VD]),
+            .c_low = vd_load(&context->c_low[j * VD]),
+            .total = vd_load(&context->q_sum[j * VD]),
+            .half = vd_load(&context->half[j * VD]),
+            .weight = vd_set(g->problem->parameter),
+            .order = vd_set(g->order),
+            .shift = vd_set(g->shift),
+        };
         vd acc[SUMS];
         vi special = vi_set(0);
         for (int k = 0; k < SUMS; k++)
             acc[k] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
         for (ptrdiff_t i = 0; i < g->problem->length; i++)
-            element(pass, vd_load(p + i * LANES + j * VD), vd_load(q + i * LANES + j * VD), &c, acc, &special);
+            element(pass, 0, vd_load(p + i * LANES + j * VD), vd_load(q + i * LANES + j * VD), &c, acc, &special);
         for (int k = 0; k < count; k++)
             vd_store(&t->sum[k][j * VD], acc[k]);
         uint64_t bits[VD];
@@ -693,16 +800,15 @@ static void run_across(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff
 /* ---- from sums to results ------------------------------------------------------------------------------------------ */
 
 /* The pass that sums an operation's terms once c is known. */
-FKL_INLINE enum pass term_pass(enum fkl_op op, const fkl_problem *problem)
+FKL_INLINE enum pass term_pass(enum fkl_op op, const fkl_problem *problem, int exact)
 {
     switch (op) {
     case FKL_JEFFREYS:
         return PASS_JEFFREYS;
     case FKL_JS:
     case FKL_JS_DISTANCE:
-        return problem->parameter == 0.5 ? PASS_JS_HALF : PASS_JS;
+        return problem->parameter == 0.5 && problem->normalize && !exact ? PASS_JS_HALF : PASS_JS;
     case FKL_CROSS_ENTROPY:
-    case FKL_ENTROPY:
         return PASS_CROSS;
     case FKL_TOTAL_VARIATION:
         return PASS_VARIATION;
@@ -721,13 +827,11 @@ static unsigned prepare(struct group *g, const struct totals *t, int exact, doub
     unsigned usable = 0;
     for (int j = 0; j < LANES; j += VD) {
         const vd one = vd_set(1.0), zero = vd_set(0.0);
-        vd p = vd_load(&t->sum[0][j]), q = vd_load(&t->sum[1][j]), p_low = zero, q_low = zero;
-        vd d = zero, d_low = zero;
-        if (exact) { /* q = p - d */
-            d = q, d_low = vd_load(&t->sum[3][j]), p_low = vd_load(&t->sum[2][j]);
-            vd_two_sum(p, -d, &q, &q_low);
-            q_low += p_low - d_low;
-            vd_two_sum(q, q_low, &q, &q_low);
+        vd p = vd_load(&t->sum[0][j]), q = vd_load(&t->sum[1][j]), p_low = zero, q_low = zero, d = zero;
+        if (exact) {
+            vd_two_sum(p, vd_load(&t->sum[3][j]), &p, &p_low);
+            vd_two_sum(q, vd_load(&t->sum[4][j]), &q, &q_low);
+            d = vd_load(&t->sum[2][j]) + vd_load(&t->sum[5][j]);
         }
         md fine = md_and(md_and(vd_le(vd_set(low), p), vd_le(p, vd_set(high))),
                          md_and(vd_le(vd_set(low), q), vd_le(q, vd_set(high))));
@@ -740,8 +844,8 @@ static unsigned prepare(struct group *g, const struct totals *t, int exact, doub
         vd c = p / q, product, error;
         vd_two_product(c, q, &product, &error);
         vd c_low = (((p - product) - error) + (p_low - c * q_low)) / q;
-        if (exact) /* next to 1, c - 1 = d / q is known to its own last bits, far below those of c */
-            c_low = vd_select(vd_eq(c, one), d / q, c_low);
+        if (exact) /* next to 1, c - 1 = d / q is known to its own last bits, which are far below those of c */
+            c_low = vd_select(vd_eq(c, one), vd_select(fine, d, zero) / q, c_low);
         const int normalize = g->problem->normalize;
         vd_store(&g->context.c[j], normalize ? c : one);
         vd_store(&g->context.c_low[j], normalize ? c_low : zero);
@@ -753,9 +857,13 @@ static unsigned prepare(struct group *g, const struct totals *t, int exact, doub
 }
 
 /* The one-pass KL: sum phi / P - phi(1, Q/P) where that difference does not cancel. */
-static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, double low, double high, double *result)
+static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, int floats, double *result)
 {
     unsigned good = 0;
+    const double low = floats ? SUM_LOW_FLOAT : SUM_LOW, high = floats ? SUM_HIGH_FLOAT : SUM_HIGH;
+    /* A bound of the error of r. It changes the result by that times (r - 1 + itself), which `near` keeps below an
+     * eighth of that times the result. */
+    const double slack = floats ? 0x1p-22 : 0x1p-50;
     for (int j = 0; j < LANES; j += VD) {
         const vd one = vd_set(1.0);
         vd sum = vd_load(&t->sum[0][j]), p = vd_load(&t->sum[1][j]), q = vd_load(&t->sum[2][j]);
@@ -765,12 +873,11 @@ static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, do
         vd a = sum / vd_select(fine, p, one);
         vd off = vd_abs(r - one);
         /* phi(1, r) is below (r - 1)^2 here, so it takes less than an eighth of a sixteenth off a. */
-        md near = md_and(vd_le(vd_set(8.0) * off, a), vd_le(off, vd_set(0.0625)));
-        md safe = md_and(vd_le(vd_set(0x1p-300), a), near);
+        md near = md_and(vd_le(vd_set(8.0) * (off + vd_set(slack)), a), vd_le(off, vd_set(0.0625)));
         md infinite = vd_eq(a, vd_infinity());
         vd value = vd_select(infinite, a, a - vd_phi(one, r));
         vd_store(result + j, value / vd_set(problem->log_base));
-        good |= md_lanes(md_and(fine, md_or(safe, infinite))) << j;
+        good |= md_lanes(md_and(fine, md_or(near, infinite))) << j;
     }
     return good & ~t->special;
 }
@@ -778,8 +885,8 @@ static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, do
 /* The other operations, and KL with a known c. A bit is set for each row whose error bound holds: sums of terms whose
  * first-order dependence on c vanishes or is as small as they are need c to working precision only while they are large
  * against the square of its error. exact: c is known to twice the precision, the bound holds. */
-static unsigned finish(enum fkl_op op, const struct group *g, const struct totals *t, const struct totals *sums,
-                       int exact, double *result)
+static unsigned finish(enum fkl_op op, enum pass pass, int floats, const struct group *g, const struct totals *t,
+                       const struct totals *sums, int exact, double *result)
 {
     unsigned good = 0;
     const fkl_problem *problem = g->problem;
@@ -797,17 +904,17 @@ static unsigned finish(enum fkl_op op, const struct group *g, const struct total
         switch (op) {
         case FKL_JS:
         case FKL_JS_DISTANCE:
-            if (weight == 0.5) {
+            if (pass == PASS_JS_HALF) {
                 value = vd_set(0.5) * value;
-                if (problem->normalize)
-                    value = vd_min(value, vd_set(FKL_LN2));
+                fine = vd_le(vd_set(floats ? 0x1p-20 : 0x1p-40), value);
             }
+            if (weight == 0.5 && problem->normalize)
+                value = vd_min(value, vd_set(FKL_LN2));
             value = value / base;
             if (op == FKL_JS_DISTANCE)
                 value = vd_sqrt(value);
             break;
         case FKL_CROSS_ENTROPY:
-        case FKL_ENTROPY:
             /* A cell with more than half of q's mass has a logarithm that the rounding of the total may spoil. */
             fine = md_or(vd_le(vd_set(0.25), value),
                          vd_le(vd_set(2.0) * vd_load(&sums->sum[2][j]), q_sum));
@@ -830,9 +937,8 @@ static unsigned finish(enum fkl_op op, const struct group *g, const struct total
                 value = vd_min(value, one);
             break;
         case FKL_RENYI:
-            break; /* see finish_renyi() */
+            continue; /* see finish_renyi() */
         case FKL_KL:
-        case FKL_REVERSE_KL:
             if (!problem->normalize) /* terms at working precision, and the difference of the sums to twice that */
                 value = sum + (vd_load(&t->sum[1][j]) + vd_load(&t->sum[2][j]));
             value = value / base;
@@ -846,55 +952,58 @@ static unsigned finish(enum fkl_op op, const struct group *g, const struct total
     return exact || !problem->normalize ? 0xffu : good;
 }
 
-/* D_alpha from the sums of PASS_RENYI or PASS_SUPPORT, for alpha = 0, 1/2 <= alpha < 1 and alpha > 1. */
-static double finish_renyi(const struct group *g, const struct totals *t, int lane)
+/* log(whole/(whole + part)) / (alpha - 1) and its like: a value that is >= 0 in exact arithmetic if the rows are
+ * normalised, in the base asked for. */
+FKL_INLINE double renyi_value(const fkl_problem *problem, double value)
 {
-    const double alpha = g->problem->parameter, b = alpha - 1.0, p_sum = g->context.p_sum[lane];
-    double lanes[LANES];
-    if (alpha == 0.0) { /* -log of q's share where p > 0, from the smaller of the two shares */
-        double inside = t->sum[0][lane], outside = t->sum[1][lane], total = g->context.q_sum[lane];
-        if (g->problem->normalize && outside <= 0.5 * total)
-            vd_store(lanes, -vd_log1p(vd_set(-(outside / total))));
-        else if (inside == 0.0)
-            return INFINITY;
-        else
-            vd_store(lanes, vd_log_ratio(vd_set(total), vd_set(inside), vd_set(0.0)));
-        return lanes[0] / g->problem->log_base;
-    }
-    if (b > 0.0 && t->sum[0][lane] == INFINITY)
-        return INFINITY;
-    if (alpha == INFINITY)
-        return t->sum[2][lane] / g->problem->log_base;
-    double excess = t->sum[0][lane] / p_sum, plain = t->sum[1][lane] / p_sum;
-    if (plain == 0.0)
-        return INFINITY;
-    /* Unnormalised rows have no 1 to take off; nor has a shifted sum, or one that is nearly all lost. */
-    if (g->problem->normalize && g->shift == 0.0 && excess > -0.5)
-        vd_store(lanes, vd_log1p(vd_set(excess)));
-    else
-        vd_store(lanes, vd_log_ratio(vd_set(plain), vd_set(1.0), vd_set(0.0)));
-    return (lanes[0] + g->shift) / b / g->problem->log_base;
+    return (problem->normalize && !(value > 0.0) ? 0.0 : value) / problem->log_base;
 }
 
-/* PASS_RENYI for one row whose powers may exceed the largest double: once more, with the largest taken off. */
-static double renyi_row(pass_runner *run, struct group *g, struct totals *t, int lane)
+FKL_INLINE double first_lane(vd x)
 {
-    const double alpha = g->problem->parameter;
-    double largest = (alpha - 1.0) * t->sum[2][lane];
-    if (alpha <= 1.0 || alpha == INFINITY || t->sum[0][lane] == INFINITY || largest < 600.0)
-        return finish_renyi(g, t, lane);
-    struct totals shifted;
-    g->shift = largest;
-    run(PASS_RENYI, g, 0, g->problem->length, &shifted);
-    double value = finish_renyi(g, &shifted, lane);
-    g->shift = 0.0;
-    return value;
+    double lanes[VD];
+    vd_store(lanes, x);
+    return lanes[0];
+}
+
+/* D_alpha of one row from the sums of PASS_RENYI or PASS_SUPPORT (once more where its powers may exceed the largest
+ * double, with the largest taken off). */
+static double finish_renyi(pass_runner *run, struct group *g, const struct totals *t, int lane)
+{
+    const fkl_problem *problem = g->problem;
+    const double alpha = problem->parameter, p_sum = g->context.p_sum[lane], largest = t->sum[2][lane];
+    if (alpha == 0.0) { /* -log of q's share where p > 0, from the smaller of the two shares */
+        double inside = t->sum[0][lane], outside = t->sum[1][lane], total = g->context.q_sum[lane];
+        if (inside == 0.0)
+            return renyi_value(problem, INFINITY);
+        if (problem->normalize && outside <= 0.5 * total)
+            return renyi_value(problem, -first_lane(vd_log1p(vd_set(-(outside / total)))));
+        return renyi_value(problem, first_lane(vd_log_ratio(vd_set(total), vd_set(inside), vd_set(0.0))));
+    }
+    if (alpha > 1.0 && (isinf(largest) || isinf(alpha))) /* -INFINITY: p is all 0 */
+        return renyi_value(problem, largest == -INFINITY ? INFINITY : largest);
+    double excess = t->sum[0][lane] / p_sum, plain = t->sum[1][lane] / p_sum;
+    if (alpha > 1.0 && g->order * largest > 600.0) {
+        struct totals shifted;
+        g->shift = g->order * largest;
+        run(PASS_RENYI, g, 0, problem->length, &shifted);
+        double rest = first_lane(vd_log_ratio(vd_set(shifted.sum[1][lane] / p_sum), vd_set(1.0), vd_set(0.0)));
+        double value = (rest + g->shift) / (alpha - 1.0);
+        g->shift = 0.0;
+        return renyi_value(problem, value);
+    }
+    if (plain == 0.0)
+        return renyi_value(problem, INFINITY);
+    /* The logarithm of 1 + excess, or of the plain sum where that has lost most of the 1 or there is no 1. */
+    vd logarithm = problem->normalize && excess > -0.5 ? vd_log1p(vd_set(excess))
+                                                       : vd_log_ratio(vd_set(plain), vd_set(1.0), vd_set(0.0));
+    return renyi_value(problem, first_lane(logarithm) / (alpha - 1.0));
 }
 
 /* ---- rows, one at a time, exactly ---------------------------------------------------------------------------------- */
 
 static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, ptrdiff_t first, int count,
-                        const fkl_problem *problem, enum fkl_type type, void *scratch)
+                        const fkl_problem *problem, enum fkl_type type, double order, void *scratch)
 {
     const ptrdiff_t size = type_size(type);
     g->p.rows = p;
@@ -909,6 +1018,7 @@ static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, p
     g->packed_at = -1;
     g->packed = 0;
     g->problem = problem;
+    g->order = order;
     g->shift = 0.0;
 }
 
@@ -947,30 +1057,32 @@ static double careful(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, ptrd
 }
 
 static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, ptrdiff_t row,
-                        const fkl_problem *problem, void *scratch)
+                        const fkl_problem *problem, double order, void *scratch)
 {
     struct group g;
     struct totals sums, terms;
     double result[LANES];
     const ptrdiff_t length = problem->length;
 
-    start_group(&g, p, q, row, 1, problem, FKL_F64, scratch);
+    start_group(&g, p, q, row, 1, problem, FKL_F64, order, scratch);
     run_f64(PASS_SUMS_EXACT, &g, 0, length, &sums);
     for (int k = 0; k < SUMS; k++) /* all lanes alike, so that none holds rubbish */
         for (int i = 1; i < LANES; i++)
             sums.sum[k][i] = sums.sum[k][0];
-    if (prepare(&g, &sums, 1, SUM_LOW, SUM_HIGH) & 1) {
-        if (op == FKL_CROSS_ENTROPY || op == FKL_ENTROPY) {
+    if (problem->normalize && !(sums.special & 1) && (sums.sum[0][0] == 0.0 || sums.sum[1][0] == 0.0))
+        return NAN;
+    if (op != FKL_WASSERSTEIN && (prepare(&g, &sums, 1, SUM_LOW, SUM_HIGH) & 1)) {
+        if (op == FKL_CROSS_ENTROPY) {
             run_f64(PASS_SUMS_MAX, &g, 0, length, &terms);
             return peaked_cross_entropy(&g, terms.sum[2][0]);
         }
-        run_f64(term_pass(op, problem), &g, 0, length, &terms);
+        run_f64(term_pass(op, problem, 1), &g, 0, length, &terms);
         if (op == FKL_RENYI)
-            return renyi_row(run_f64, &g, &terms, 0);
+            return finish_renyi(run_f64, &g, &terms, 0);
         for (int k = 0; k < SUMS; k++)
             for (int i = 1; i < LANES; i++)
                 terms.sum[k][i] = terms.sum[k][0];
-        finish(op, &g, &terms, &sums, 1, result);
+        finish(op, term_pass(op, problem, 1), 0, &g, &terms, &sums, 1, result);
         /* Terms this small in a row this small may have underflowed. */
         if (!(g.context.p_sum[0] < 0x1p-30 && terms.sum[0][0] < 0x1p-900))
             return result[0];
@@ -980,32 +1092,77 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
 
 /* ---- blocks of rows -------------------------------------------------------------------------------------------------- */
 
-/* Rows of at most FKL_ACROSS elements into the tile, as doubles, transposed. */
-static void pack_across(const struct side *side, int count, ptrdiff_t length)
+/* The elements [start, start + n) of the group's rows into the tile as doubles, transposed: eight rows' first elements,
+ * then their second ones, and so on; lanes without a row hold zeros. */
+static void pack_across(const struct side *side, int count, ptrdiff_t start, ptrdiff_t n)
 {
     const fkl_rows *rows = side->rows;
-    const char *base = rows->data + side->first * rows->row_stride;
+    const char *base = rows->data + side->first * rows->row_stride + start * rows->item_stride;
     double *tile = (double *)(void *)side->tile;
     if (count < LANES)
-        memset(tile, 0, (size_t)(length * LANES) * sizeof(double));
+        memset(tile, 0, (size_t)(n * LANES) * sizeof(double));
     if (rows->type == FKL_F64 && !rows->swapped) {
-        for (ptrdiff_t j = 0; j < length; j++)
+        for (ptrdiff_t j = 0; j < n; j++)
             for (int i = 0; i < count; i++)
                 memcpy(tile + j * LANES + i, base + i * rows->row_stride + j * rows->item_stride, sizeof(double));
         fkl_prefetch(base + AHEAD);
     } else {
-        for (ptrdiff_t j = 0; j < length; j++)
+        for (ptrdiff_t j = 0; j < n; j++)
             for (int i = 0; i < count; i++)
                 tile[j * LANES + i] = load_any((enum fkl_type)rows->type, rows->swapped,
                                                base + i * rows->row_stride + j * rows->item_stride);
     }
 }
 
+/* The area between the cumulative distributions of up to eight rows, one per lane. The difference of the two is a sum
+ * of numbers of both signs and is kept to twice the precision; the area is a sum of numbers >= 0 but may be of very
+ * many, so it is compensated. */
+static void wasserstein(struct group *g, double *result)
+{
+    const fkl_problem *problem = g->problem;
+    const ptrdiff_t length = problem->length, tile_length = fkl_tile_length(length);
+    double state[4][LANES] = {{0}};
+    const double *p = (const double *)(const void *)g->p.tile, *q = (const double *)(const void *)g->q.tile;
+
+    for (ptrdiff_t start = 0; start < length; start += tile_length) {
+        ptrdiff_t n = length - start < tile_length ? length - start : tile_length;
+        pack_across(&g->p, g->count, start, n);
+        pack_across(&g->q, g->count, start, n);
+        for (int j = 0; j < LANES; j += VD) {
+            const vd c = vd_load(&g->context.c[j]), c_low = vd_load(&g->context.c_low[j]);
+            vd ahead = vd_load(&state[0][j]), ahead_low = vd_load(&state[1][j]);
+            vd area = vd_load(&state[2][j]), area_low = vd_load(&state[3][j]);
+            for (ptrdiff_t i = 0; i < n; i++) {
+                const ptrdiff_t bin = start + i;
+                double gap = bin == 0 ? 0.0 : problem->positions ? problem->positions[bin] - problem->positions[bin - 1] : 1.0;
+                vd x = vd_load(p + i * LANES + j), y = vd_load(q + i * LANES + j), scaled, low, n0, lost;
+                vd_two_sum(area, vd_abs(ahead + ahead_low) * vd_set(gap), &area, &lost);
+                area_low += lost;
+                vd_two_product(c, y, &scaled, &low);
+                low = vd_madd(c_low, y, low);
+                vd_two_sum(x, -scaled, &n0, &lost);
+                ahead_low += lost - low;
+                vd_two_sum(ahead, n0, &ahead, &lost);
+                ahead_low += lost;
+            }
+            vd_store(&state[0][j], ahead);
+            vd_store(&state[1][j], ahead_low);
+            vd_store(&state[2][j], area);
+            vd_store(&state[3][j], area_low);
+        }
+    }
+    for (int j = 0; j < LANES; j += VD) {
+        vd area = vd_load(&state[2][j]) + vd_load(&state[3][j]);
+        vd_store(result + j, area / vd_load(&g->context.p_sum[j]));
+    }
+}
+
 /* The type in which rows are read: 16-bit floats as they are where the float kernels take them, else as floats. */
-FKL_INLINE enum fkl_type effective_type(enum fkl_op op, enum fkl_type type, const fkl_problem *problem)
+FKL_INLINE enum fkl_type effective_type(enum fkl_op op, enum fkl_type type, const fkl_rows *p, const fkl_rows *q,
+                                        const fkl_problem *problem)
 {
     int narrow = type == FKL_F16 || type == FKL_BF16;
-    int taken = FKL_FLOAT_KERNELS && problem->normalize &&
+    int taken = FKL_FLOAT_KERNELS && problem->normalize && !p->swapped && !q->swapped &&
                 (op == FKL_KL || ((op == FKL_JS || op == FKL_JS_DISTANCE) && problem->parameter == 0.5));
     return narrow && !taken ? FKL_F32 : type;
 }
@@ -1015,79 +1172,84 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
 {
     static pass_runner *const runners[FKL_ROW_TYPES] = {run_f64, run_f32, run_f16, run_bf16};
     const ptrdiff_t length = problem->length;
-    const int across = length <= FKL_ACROSS;
     enum fkl_op op = (enum fkl_op)operation;
-    const int is_cross = op == FKL_CROSS_ENTROPY || op == FKL_ENTROPY;
-    double swap_scale = 1.0;
-    fkl_problem local = *problem;
 
-    if (op == FKL_WASSERSTEIN) {
+    if (op == FKL_RENYI && problem->parameter == 1.0)
+        op = FKL_KL;
+    /* The orders from 1/2 up are the well-conditioned ones: sum p^a q^(1-a) is sum q^(1-a) p^a, whose b is -a. */
+    const double alpha = problem->parameter;
+    const int turned = op == FKL_RENYI && alpha > 0.0 && alpha < 0.5;
+    const double order = turned ? -alpha : isinf(alpha) ? 1.0 : alpha - 1.0;
+    if (op == FKL_REVERSE_KL || turned) {
+        const fkl_rows *other = p;
+        p = q, q = other;
+        op = turned ? FKL_RENYI : FKL_KL;
+    }
+    if (op == FKL_ENTROPY) {
+        q = p;
+        op = FKL_CROSS_ENTROPY;
+    }
+    if (length == 1 && problem->normalize) {
         for (ptrdiff_t i = 0; i < n_rows; i++)
             result[i] = careful(op, p, q, i, problem);
         return;
     }
-    if (op == FKL_REVERSE_KL) {
-        const fkl_rows *other = p;
-        p = q, q = other, op = FKL_KL;
-    }
-    if (op == FKL_RENYI && local.parameter == 1.0)
-        op = FKL_KL;
-    if (op == FKL_RENYI && local.parameter > 0.0 && local.parameter < 0.5) {
-        /* D_a(p, q) = a/(1 - a) D_(1-a)(q, p): the orders from 1/2 up are the well-conditioned ones. */
-        const fkl_rows *other = p;
-        swap_scale = local.parameter / (1.0 - local.parameter);
-        local.parameter = 1.0 - local.parameter;
-        p = q, q = other;
-    }
-    problem = &local;
-    const enum fkl_type type = across ? FKL_F64 : effective_type(op, (enum fkl_type)row_type, problem);
-    pass_runner *run = across ? run_across : runners[type];
 
-    const int floats = !across && type != FKL_F64 && FKL_FLOAT_KERNELS;
+    const int across = length <= FKL_ACROSS;
+    const enum fkl_type type = across ? FKL_F64 : effective_type(op, (enum fkl_type)row_type, p, q, problem);
+    pass_runner *run = across ? run_across : runners[type];
     const int one_pass = op == FKL_KL && problem->normalize;
-    const enum pass terms_pass = term_pass(op, problem);
-    const int float_terms = floats && (one_pass || terms_pass == PASS_JS_HALF);
-    const double low = float_terms ? SUM_LOW_FLOAT : SUM_LOW, high = float_terms ? SUM_HIGH_FLOAT : SUM_HIGH;
+    const enum pass terms_pass = term_pass(op, problem, 0);
+    const int floats = FKL_FLOAT_KERNELS && !across && type != FKL_F64 && (one_pass || terms_pass == PASS_JS_HALF);
+    /* Where c enters in first order, or times a large alpha, it must be known to twice the precision. */
+    const int exact = op == FKL_TOTAL_VARIATION || op == FKL_RENYI || op == FKL_WASSERSTEIN;
+    const enum pass sums_pass = exact ? PASS_SUMS_EXACT : op == FKL_JS || op == FKL_JS_DISTANCE ? PASS_SUMS : PASS_SUMS_MAX;
+    const double low = floats ? SUM_LOW_FLOAT : SUM_LOW, high = floats ? SUM_HIGH_FLOAT : SUM_HIGH;
     /* Rows that are passed over twice go in groups that stay in the cache in between. */
     ptrdiff_t together = 131072 / (length * type_size(type));
-    together = together < 1 ? 1 : together > LANES ? LANES : together;
-    if (across)
-        together = LANES;
+    together = across || together > LANES ? LANES : together < 1 ? 1 : together;
 
     for (ptrdiff_t first = 0; first < n_rows; first += together) {
         struct group g;
-        struct totals sums = {{{0}}, 0}, terms = {{{0}}, 0};
+        struct totals sums, terms;
         double values[LANES];
         int count = (int)(n_rows - first < together ? n_rows - first : together);
         unsigned good;
 
-        start_group(&g, p, q, first, count, problem, type, scratch);
+        start_group(&g, p, q, first, count, problem, type, order, scratch);
         if (across) {
-            pack_across(&g.p, count, length);
-            if (is_cross && p->data == q->data)
+            pack_across(&g.p, count, 0, length);
+            if (p == q)
                 g.q.tile = g.p.tile;
             else
-                pack_across(&g.q, count, length);
+                pack_across(&g.q, count, 0, length);
+        }
+        if (count < LANES) { /* lanes without a row must not hold rubbish */
+            memset(&sums, 0, sizeof sums);
+            memset(&terms, 0, sizeof terms);
         }
         if (one_pass) {
             run(PASS_KL, &g, 0, length, &terms);
-            good = finish_kl(&terms, problem, low, high, values);
+            good = finish_kl(&terms, problem, floats, values);
+        } else if (op == FKL_WASSERSTEIN) {
+            run(PASS_SUMS_EXACT, &g, 0, length, &sums);
+            good = prepare(&g, &sums, 1, low, high);
+            wasserstein(&g, values);
         } else {
-            run(op == FKL_TOTAL_VARIATION ? PASS_SUMS_EXACT : is_cross ? PASS_SUMS_MAX : PASS_SUMS, &g, 0, length,
-                &sums);
-            good = prepare(&g, &sums, op == FKL_TOTAL_VARIATION, low, high);
+            run(sums_pass, &g, 0, length, &sums);
+            good = prepare(&g, &sums, exact, low, high);
             run(terms_pass, &g, 0, length, &terms);
             if (op == FKL_RENYI)
                 for (int i = 0; i < count; i++)
-                    values[i] = good >> i & 1 ? swap_scale * renyi_row(run, &g, &terms, i) : 0.0;
+                    values[i] = good >> i & 1 ? finish_renyi(run, &g, &terms, i) : 0.0;
             else
-                good &= finish(op, &g, &terms, &sums, 0, values);
+                good &= finish(op, terms_pass, floats, &g, &terms, &sums, 0, values);
         }
         for (int i = 0; i < count; i++) {
             if (FKL_LIKELY(good >> i & 1))
                 result[first + i] = values[i];
             else
-                result[first + i] = exact_row(op, p, q, first + i, problem, scratch) * swap_scale;
+                result[first + i] = exact_row(op, p, q, first + i, problem, order, scratch);
         }
     }
 }

@@ -79,7 +79,6 @@ typedef uint32_t vw __attribute__((vector_size(8 * VD)));
 /* The same, for addresses with any alignment. */
 typedef double vd_any __attribute__((vector_size(8 * VD), aligned(1), may_alias));
 typedef float vf_any __attribute__((vector_size(8 * VD), aligned(1), may_alias));
-typedef float vh_any __attribute__((vector_size(4 * VD), aligned(1), may_alias)); /* VD floats */
 
 FKL_INLINE vi vd_bits(vd x) { return (vi)x; }
 FKL_INLINE vd vi_double(vi x) { return (vd)x; }
@@ -207,6 +206,40 @@ FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return fma(a, b, c); }
 #endif
 #endif
 
+/* Is any bit set? */
+FKL_INLINE int vi_any(vi x)
+{
+#if VD == 8
+    return _mm512_test_epi64_mask((__m512i)x, (__m512i)x) != 0;
+#elif VD == 4
+    return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#elif VD == 2
+    return (x[0] | x[1]) != 0;
+#else
+    return x != 0;
+#endif
+}
+
+/* The sum over the virtual lanes: at every level the tree ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)). */
+FKL_INLINE double vd_add_lanes(const vd x[PARTS])
+{
+#if VD == 8
+    __m512d all = (__m512d)x[0];
+    __m256d four = _mm512_castpd512_pd256(all) + _mm512_extractf64x4_pd(all, 1);
+    __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+    return two[0] + two[1];
+#elif VD == 4
+    __m256d four = (__m256d)(x[0] + x[1]);
+    __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+    return two[0] + two[1];
+#elif VD == 2
+    vd two = (x[0] + x[2]) + (x[1] + x[3]);
+    return two[0] + two[1];
+#else
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+#endif
+}
+
 FKL_INLINE vd vd_abs(vd a) { return vi_double(vd_bits(a) & vi_set(UINT64_C(0x7fffffffffffffff))); }
 
 /* ---- exact products and sums ----------------------------------------------------------------------------------- */
@@ -263,53 +296,70 @@ FKL_INLINE vd vi_to_double(vi k)
     return vi_double(k + vi_set(UINT64_C(0x4338000000000000))) - vd_set(6755399441055744.0);
 }
 
-#if VD > 1
+/* VD floats as doubles. */
+#if VD == 1
+FKL_INLINE vd vh_load_double(const void *address)
+{
+    float x;
+    memcpy(&x, address, sizeof x);
+    return x;
+}
+#else
 #if VD == 8
-FKL_INLINE vd vh_load_double(const float *address) { return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(address)); }
+FKL_INLINE vd vh_load_double(const void *address) { return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(address)); }
 FKL_INLINE vd vf_low(vf x) { return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x)); }
 FKL_INLINE vd vf_high(vf x)
 {
     return (vd)_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1)));
 }
-FKL_INLINE vf vf_load_f16(const uint16_t *address)
+FKL_INLINE vf vf_load_f16(const void *address)
 {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u *)address));
 }
-FKL_INLINE vf vf_load_bf16(const uint16_t *address)
+FKL_INLINE vf vf_load_bf16(const void *address)
 {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)address));
     return (vf)_mm512_slli_epi32(wide, 16);
 }
 #elif VD == 4
-FKL_INLINE vd vh_load_double(const float *address) { return (vd)_mm256_cvtps_pd(_mm_loadu_ps(address)); }
+FKL_INLINE vd vh_load_double(const void *address) { return (vd)_mm256_cvtps_pd(_mm_loadu_ps(address)); }
 FKL_INLINE vd vf_low(vf x) { return (vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x)); }
 FKL_INLINE vd vf_high(vf x) { return (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1)); }
-FKL_INLINE vf vf_load_f16(const uint16_t *address)
+FKL_INLINE vf vf_load_f16(const void *address)
 {
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)address));
 }
-FKL_INLINE vf vf_load_bf16(const uint16_t *address)
+FKL_INLINE vf vf_load_bf16(const void *address)
 {
     return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i_u *)address)), 16);
 }
 #else
-FKL_INLINE vd vh_load_double(const float *address) { return (vd){address[0], address[1]}; }
+FKL_INLINE vd vh_load_double(const void *address)
+{
+    float x[2];
+    memcpy(x, address, sizeof x);
+    return (vd){x[0], x[1]};
+}
 FKL_INLINE vd vf_low(vf x) { return (vd){x[0], x[1]}; }
 FKL_INLINE vd vf_high(vf x) { return (vd){x[2], x[3]}; }
-FKL_INLINE vf vf_load_bf16(const uint16_t *h)
+FKL_INLINE vf vf_load_bf16(const void *address)
 {
+    uint16_t h[4];
+    memcpy(h, address, sizeof h);
     return (vf)(vw){(uint32_t)h[0] << 16, (uint32_t)h[1] << 16, (uint32_t)h[2] << 16, (uint32_t)h[3] << 16};
 }
 #if defined(FKL_NEON)
-FKL_INLINE vf vf_load_f16(const uint16_t *address)
+FKL_INLINE vf vf_load_f16(const void *address)
 {
-    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(address)));
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)address)));
 }
 #else
 /* Binary16 in integer steps: the magnitude's 15 bits, moved to a float's place, are the value times 2^-112; infinities
  * and NaNs (magnitude >= 0x7c00) get the float's top exponent instead. */
-FKL_INLINE vf vf_load_f16(const uint16_t *h)
+FKL_INLINE vf vf_load_f16(const void *address)
 {
+    uint16_t h[4];
+    memcpy(h, address, sizeof h);
     vw x = {h[0], h[1], h[2], h[3]};
     vw magnitude = (x & vw_set(0x7fff)) << 13;
     vw special = (vw)((x & vw_set(0x7fff)) > vw_set(0x7bff));

@@ -63,6 +63,16 @@ FKL_INLINE vd vd_phi(vd p, vd q)
     return vd_fma(s, vd_madd(p, t, n), vd_fma(p, k * vd_set(FKL_LN2), q - q2));
 }
 
+/* phi(p + low, q) for |low| <= ulp(p)/2, where p + low and q are within an octave; elsewhere low makes no difference. */
+FKL_INLINE vd vd_phi_shifted(vd p, vd q, vd low)
+{
+    vd q2, k = vd_octaves(p, q, &q2);
+    vd n = (p - q2) + low;
+    vd s = n / (p + q2);
+    vd t = vd_atanh_tail(s * s);
+    return vd_fma(s, vd_madd(p, t, n), vd_fma(p, k * vd_set(FKL_LN2), q - q2));
+}
+
 /* phi(p, q) where p - q is known better than p and q are: n stands for p - q2 wherever k = 0. This is how a row keeps
  * its last bits when q is a rounded product or mean. */
 FKL_INLINE vd vd_phi_near(vd p, vd q, vd n0)
@@ -175,10 +185,10 @@ FKL_INLINE vf vf_phi(vf p, vf q)
     return vf_fma(s, vf_madd(p, t, n), vf_fma(p, k * vf_set((float)FKL_LN2), q - q2));
 }
 
-FKL_INLINE vf vf_phi_near(vf p, vf q, vf n0)
+FKL_INLINE vf vf_phi_shifted(vf p, vf q, vf low)
 {
     vf q2, k = vf_octaves(p, q, &q2);
-    vf n = vf_select(vf_eq(k, vf_set(0.0f)), n0, p - q2);
+    vf n = (p - q2) + low;
     vf s = n / (p + q2);
     vf t = vf_atanh_tail(s * s);
     return vf_fma(s, vf_madd(p, t, n), vf_fma(p, k * vf_set((float)FKL_LN2), q - q2));

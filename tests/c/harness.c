@@ -1,0 +1,733 @@
+/* harness.c: the row kernels of every level of a build, without Python.
+ *
+ * Rows of every kind (zeros, subnormal numbers, NaN, sums beyond the largest double, ...), type, layout and of lengths
+ * around the lane widths go through all operations. Results are compared with a plain evaluation in long double, with
+ * those of the same rows in another layout or alone, and with those of the other levels that have fused multiply-adds:
+ * the last three to the bit. Every array is allocated to its exact size, so that a sanitizer sees a read or a write
+ * past its end. The bounds here are loose, for this is about memory, corner cases and agreement; the tight ones are
+ * held by the Python tests.
+ *
+ * run_sanitizers.sh and run_neon.sh build and run it.
+ */
+#include "kernels.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef long double real;
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+#define MOST_LEVELS 8
+#define FAILURES_SHOWN 20
+
+static long passed, failed;
+
+static void *allocate(size_t size)
+{
+    void *memory = malloc(size);
+    if (!memory) {
+        fputs("no memory\n", stderr);
+        exit(2);
+    }
+    return memory;
+}
+
+/* ---- random numbers (splitmix64) ----------------------------------------------------------------------------------- */
+
+static uint64_t random_state = 1;
+
+static uint64_t random_bits(void)
+{
+    uint64_t x = random_state += UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return x ^ x >> 31;
+}
+
+/* In (0, 1). */
+static double uniform(void) { return ((double)(random_bits() >> 12) + 0.5) * 0x1p-52; }
+
+/* ---- types --------------------------------------------------------------------------------------------------------- */
+
+static const struct type {
+    const char *name;
+    int size;
+    int digits;          /* of a float's significand; 0 for integers */
+    int is_signed;
+    double normal, most; /* the smallest normal number (of integers, 1) and the largest number */
+} types[FKL_TYPES] = {
+    [FKL_F64] = {"float64", 8, 53, 1, DBL_MIN, DBL_MAX},
+    [FKL_F32] = {"float32", 4, 24, 1, FLT_MIN, FLT_MAX},
+    [FKL_F16] = {"float16", 2, 11, 1, 0x1p-14, 65504.0},
+    [FKL_BF16] = {"bfloat16", 2, 8, 1, FLT_MIN, 0x1.fep127},
+    [FKL_I8] = {"int8", 1, 0, 1, 1.0, 0x1p7 - 1.0},
+    [FKL_I16] = {"int16", 2, 0, 1, 1.0, 0x1p15 - 1.0},
+    [FKL_I32] = {"int32", 4, 0, 1, 1.0, 0x1p31 - 1.0},
+    [FKL_I64] = {"int64", 8, 0, 1, 1.0, 0x1p63 - 0x1p10},
+    [FKL_U8] = {"uint8", 1, 0, 0, 1.0, 0x1p8 - 1.0},
+    [FKL_U16] = {"uint16", 2, 0, 0, 1.0, 0x1p16 - 1.0},
+    [FKL_U32] = {"uint32", 4, 0, 0, 1.0, 0x1p32 - 1.0},
+    [FKL_U64] = {"uint64", 8, 0, 0, 1.0, 0x1p64 - 0x1p11},
+};
+
+/* The nearest number that the type has, as a double. */
+static double rounded(const struct type *type, double x)
+{
+    if (type->digits == 0)
+        return !(x >= 0.0) ? (type->is_signed && x < 0.0 ? -1.0 : 0.0) : x > type->most ? type->most : floor(x);
+    if (isnan(x) || isinf(x) || x == 0.0)
+        return x;
+    int exponent;
+    frexp(fabs(x) < type->normal ? type->normal : x, &exponent);
+    double quantum = ldexp(1.0, exponent - type->digits);
+    x = type->digits == 53 ? x : rint(x / quantum) * quantum;
+    return x > type->most ? type->most : x;
+}
+
+/* The bytes of a number that the type has. */
+static void encode(enum fkl_type type, double x, char *to)
+{
+    const struct type *t = &types[type];
+    if (type == FKL_F64) {
+        memcpy(to, &x, 8);
+    } else if (type == FKL_F32 || type == FKL_BF16) { /* a bfloat16 is the upper half of a float */
+        float y = (float)x;
+        uint32_t bits;
+        memcpy(&bits, &y, 4);
+        uint16_t upper = (uint16_t)(bits >> 16);
+        memcpy(to, type == FKL_F32 ? (const void *)&bits : (const void *)&upper, (size_t)t->size);
+    } else if (type == FKL_F16) {
+        int exponent = 0;
+        double size = fabs(x);
+        unsigned bits = 0x7e00; /* NaN */
+        if (isinf(x))
+            bits = 0x7c00;
+        else if (size < t->normal)
+            bits = (unsigned)(size * 0x1p24);
+        else if (!isnan(x)) {
+            double fraction = 2.0 * frexp(size, &exponent) - 1.0;
+            bits = (unsigned)(exponent + 14) << 10 | (unsigned)(fraction * 0x1p10);
+        }
+        uint16_t half = (uint16_t)(bits | (signbit(x) ? 0x8000u : 0u));
+        memcpy(to, &half, 2);
+    } else { /* the low bytes of a 64-bit integer, whichever end they stand at */
+        uint64_t bits = x < 0.0 ? (uint64_t)(int64_t)x : (uint64_t)x;
+        for (int i = 0; i < t->size; i++) {
+            const uint16_t probe = 1;
+            int little = *(const unsigned char *)&probe;
+            to[little ? i : t->size - 1 - i] = (char)(bits >> 8 * i);
+        }
+    }
+}
+
+/* ---- rows of every kind -------------------------------------------------------------------------------------------- */
+
+enum kind {
+    PLAIN, ZEROS, EQUAL, DOUBLED, NEARLY_EQUAL, WITH_NAN, DISJOINT, WIDE, NEGATIVE, SUBNORMAL, INFINITE, HUGE_SUM, EMPTY,
+    PEAKED, NEGATIVE_ZERO, ALL_SUBNORMAL, ONE_CELL,
+    KINDS
+};
+static const char *const kind_names[KINDS] = {
+    "plain", "zeros", "equal", "doubled", "nearly equal", "NaN", "disjoint", "wide", "negative", "subnormal",
+    "infinite", "huge sum", "empty", "peaked", "negative zero", "all subnormal", "one cell"
+};
+
+/* A number of the type's range, evenly spread by its logarithm, and what is near the range's upper end. */
+static double wide(const struct type *t)
+{
+    return exp2(log2(t->normal) + uniform() * (log2(t->most) - log2(t->normal)));
+}
+static double plain(const struct type *t) { return t->digits ? uniform() : 1.0 + uniform() * fmin(t->most - 1.0, 5e4); }
+static double subnormal(const struct type *t) { return t->normal * uniform(); }
+
+/* One pair of rows, as numbers that the types have. */
+static void fill(enum kind kind, int into_q, const struct type *p_type, const struct type *q_type, ptrdiff_t n,
+                 double *p, double *q)
+{
+    /* Where one row alone has a flaw, which of the two. */
+    double *flawed = into_q ? q : p;
+    const struct type *t = into_q ? q_type : p_type;
+    ptrdiff_t at = (ptrdiff_t)(random_bits() % (uint64_t)n);
+
+    for (ptrdiff_t j = 0; j < n; j++) {
+        p[j] = plain(p_type);
+        q[j] = plain(q_type);
+        switch (kind) {
+        case ZEROS: /* q is 0 where p isn't in every other such row only: else KL is infinite */
+            p[j] = random_bits() % 3 ? p[j] : 0.0;
+            q[j] = random_bits() % 3 || (into_q && p[j] != 0.0) ? q[j] : 0.0;
+            break;
+        case EQUAL:
+            q[j] = p[j] = rounded(p_type, p[j]);
+            break;
+        case DOUBLED:
+            q[j] = 2.0 * (p[j] = rounded(p_type, p[j] * 0.4));
+            break;
+        case NEARLY_EQUAL:
+            q[j] = p[j] * (1.0 + 1e-3 * uniform());
+            break;
+        case DISJOINT:
+            *(j % 2 ? &p[j] : &q[j]) = 0.0;
+            break;
+        case WIDE:
+            p[j] = wide(p_type);
+            q[j] = wide(q_type);
+            break;
+        case SUBNORMAL:
+            if (random_bits() % 5 == 0)
+                flawed[j] = subnormal(t);
+            break;
+        case ALL_SUBNORMAL:
+            p[j] = subnormal(p_type);
+            q[j] = subnormal(q_type);
+            break;
+        case HUGE_SUM:
+            p[j] = p_type->most * (0.5 + 0.5 * uniform());
+            q[j] = q_type->most * (0.5 + 0.5 * uniform());
+            break;
+        case EMPTY:
+            flawed[j] = 0.0;
+            break;
+        case PEAKED:
+            p[j] *= j == at ? 1.0 : 1e-12;
+            q[j] *= j == at ? 1.0 : 1e-12;
+            break;
+        case ONE_CELL:
+            p[j] *= j == at;
+            q[j] *= j == at;
+            break;
+        default:
+            break;
+        }
+    }
+    if (kind == WITH_NAN || kind == INFINITE || kind == NEGATIVE || kind == NEGATIVE_ZERO)
+        flawed[at] = kind == WITH_NAN ? (double)NAN : kind == INFINITE ? (double)INFINITY : kind == NEGATIVE ? -plain(t) : -0.0;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        p[j] = rounded(p_type, p[j]);
+        q[j] = rounded(q_type, q[j]);
+    }
+}
+
+/* ---- the layouts of an operand --------------------------------------------------------------------------------------- */
+
+enum layout {
+    CONTIGUOUS, ODD_ROWS, RECORDS, FIRST_AXIS, BACKWARDS, ROWS_BACKWARDS, UNALIGNED, SWAPPED,
+    LAYOUTS
+};
+static const char *const layout_names[LAYOUTS] = {
+    "contiguous", "odd row stride", "fields of records", "first axis", "backwards", "rows backwards", "unaligned", "swapped"
+};
+
+/* An operand, and the memory it lies in: not a byte more than its elements span. */
+struct operand {
+    fkl_rows rows;
+    char *memory;
+};
+
+static struct operand place(enum fkl_type type, const double *values, ptrdiff_t n_rows, ptrdiff_t n, enum layout layout)
+{
+    const ptrdiff_t size = types[type].size;
+    ptrdiff_t item = size, row = n * size, lead = 0;
+    switch (layout) {
+    case ODD_ROWS:
+        row += 1;
+        break;
+    case RECORDS:
+        item = 3 * size + 1;
+        row = n * item;
+        break;
+    case FIRST_AXIS:
+        item = n_rows * size;
+        row = size;
+        break;
+    case BACKWARDS:
+        item = -size;
+        row = -n * size;
+        break;
+    case ROWS_BACKWARDS:
+        row = -n * size;
+        break;
+    case UNALIGNED:
+        lead = 1;
+        break;
+    default:
+        break;
+    }
+    const ptrdiff_t rows_span = (n_rows - 1) * row, items_span = (n - 1) * item;
+    const ptrdiff_t lowest = (rows_span < 0 ? rows_span : 0) + (items_span < 0 ? items_span : 0);
+    const ptrdiff_t span = (rows_span < 0 ? -rows_span : rows_span) + (items_span < 0 ? -items_span : items_span) + size;
+    struct operand operand;
+    operand.memory = allocate((size_t)(lead + span));
+    char *start = operand.memory + lead - lowest;
+    for (ptrdiff_t i = 0; i < n_rows; i++)
+        for (ptrdiff_t j = 0; j < n; j++) {
+            char bytes[8];
+            encode(type, values[i * n + j], bytes);
+            for (ptrdiff_t k = 0; k < size; k++)
+                start[i * row + j * item + k] = bytes[layout == SWAPPED ? size - 1 - k : k];
+        }
+    operand.rows = (fkl_rows){start, row, item, (int)type, layout == SWAPPED};
+    return operand;
+}
+
+/* ---- what is asked of the kernels ------------------------------------------------------------------------------------ */
+
+static const struct task {
+    int op;
+    double parameter;
+    const char *name;
+} tasks[] = {
+    {FKL_KL, 0.0, "kl"},
+    {FKL_REVERSE_KL, 0.0, "reverse_kl"},
+    {FKL_JEFFREYS, 0.0, "jeffreys"},
+    {FKL_JS, 0.5, "js(0.5)"},
+    {FKL_JS, 0.3, "js(0.3)"},
+    {FKL_JS, 0.0, "js(0)"},
+    {FKL_JS, 1.0, "js(1)"},
+    {FKL_JS_DISTANCE, 0.5, "js_distance(0.5)"},
+    {FKL_JS_DISTANCE, 0.9, "js_distance(0.9)"},
+    {FKL_CROSS_ENTROPY, 0.0, "cross_entropy"},
+    {FKL_ENTROPY, 0.0, "entropy"},
+    {FKL_RENYI, 0.0, "renyi(0)"},
+    {FKL_RENYI, 0.25, "renyi(0.25)"},
+    {FKL_RENYI, 0.5, "renyi(0.5)"},
+    {FKL_RENYI, 1.0, "renyi(1)"},
+    {FKL_RENYI, 2.0, "renyi(2)"},
+    {FKL_RENYI, 7.5, "renyi(7.5)"},
+    {FKL_RENYI, (double)INFINITY, "renyi(inf)"},
+    {FKL_TOTAL_VARIATION, 0.0, "total_variation"},
+    {FKL_HELLINGER, 0.0, "hellinger"},
+    {FKL_WASSERSTEIN, 0.0, "wasserstein"},
+    {FKL_WASSERSTEIN, 1.0, "wasserstein with positions"}, /* the parameter is the harness's own mark */
+};
+
+static int is_distance(int op) { return op == FKL_JS_DISTANCE || op == FKL_HELLINGER; }
+
+/* ---- the plain evaluation --------------------------------------------------------------------------------------------- */
+
+/* A pair of rows as the formulas take them: shares of their sums, or the numbers themselves, and their logarithms. */
+struct pair {
+    ptrdiff_t n;
+    int normalize;
+    int p_valid, q_valid; /* every number finite and >= 0, and a sum to divide by */
+    int same;             /* the shares are the same ones */
+    real p_sum, q_sum;
+    real *p, *q, *log_p, *log_q;
+};
+
+/* The value, its size (what a relative bound is relative to: more than the value where a plain sum cancels), and what
+ * the evaluation here loses to rounding. */
+struct expectation {
+    real value, size, noise;
+};
+
+static struct pair make_pair(const double *p, const double *q, ptrdiff_t n, int normalize)
+{
+    struct pair pair = {n, normalize, 1, 1, 1, 0.0L, 0.0L, NULL, NULL, NULL, NULL};
+    real **arrays[] = {&pair.p, &pair.q, &pair.log_p, &pair.log_q};
+    for (int k = 0; k < COUNT(arrays); k++)
+        *arrays[k] = allocate((size_t)n * sizeof(real));
+    for (ptrdiff_t j = 0; j < n; j++) {
+        pair.p_valid &= p[j] >= 0.0 && p[j] <= DBL_MAX;
+        pair.q_valid &= q[j] >= 0.0 && q[j] <= DBL_MAX;
+        pair.p_sum += p[j];
+        pair.q_sum += q[j];
+    }
+    pair.p_valid &= !normalize || pair.p_sum > 0.0L;
+    pair.q_valid &= !normalize || pair.q_sum > 0.0L;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        pair.same &= q[j] == p[j] || (normalize && q[j] == 2.0 * p[j] && pair.q_sum == 2.0L * pair.p_sum);
+        pair.p[j] = normalize ? p[j] / pair.p_sum : p[j];
+        pair.q[j] = normalize ? q[j] / pair.q_sum : q[j];
+        pair.log_p[j] = pair.p_valid && p[j] > 0.0 ? logl(pair.p[j]) : 0.0L;
+        pair.log_q[j] = pair.q_valid && q[j] > 0.0 ? logl(pair.q[j]) : 0.0L;
+    }
+    return pair;
+}
+
+static void free_pair(struct pair *pair)
+{
+    free(pair->p);
+    free(pair->q);
+    free(pair->log_p);
+    free(pair->log_q);
+}
+
+static struct expectation certain(real value) { return (struct expectation){value, fabsl(value), 0.0L}; }
+
+/* log sum p^alpha q^(1 - alpha) / (alpha - 1) and its limits. A power exp(t) is known to 1 + |t| roundings: that is
+ * what the kernels' error may be as well, where rows are not normalised and log of the sum happens to be near 0. */
+static struct expectation expect_renyi(const struct pair *r, double alpha)
+{
+    real sum = 0.0L, size = 0.0L, largest = -INFINITY;
+    for (ptrdiff_t j = 0; j < r->n; j++) {
+        if (r->p[j] == 0.0L)
+            continue;
+        if (r->q[j] == 0.0L) {
+            if (alpha >= 1.0)
+                return certain(INFINITY);
+            continue;
+        }
+        real ratio = r->log_p[j] - r->log_q[j];
+        real exponent = isinf(alpha) ? 0.0L : ratio * (alpha - 1.0);
+        largest = fmaxl(largest, ratio);
+        real term = alpha == 0.0 ? r->q[j] : isinf(alpha) ? 0.0L : expl(r->log_p[j] + exponent);
+        sum += term;
+        size += term * (1.0L + fabsl(r->log_p[j]) + fabsl(exponent));
+    }
+    if (largest == -INFINITY)
+        return certain(INFINITY);
+    if (isinf(alpha))
+        return (struct expectation){largest, fabsl(largest), 1.0L};
+    real value = logl(sum) / (alpha - 1.0), error = size / sum / fabsl((real)alpha - 1.0L);
+    return (struct expectation){value, r->normalize ? fabsl(value) : fabsl(value) + error, error};
+}
+
+static struct expectation expect(const struct task *task, const struct pair *r, const double *positions)
+{
+    const int op = task->op;
+    const real w = task->parameter, v = 1.0L - w;
+    real sum = 0.0L, size = 0.0L, cumulative = 0.0L;
+
+    if (!r->p_valid || (!r->q_valid && op != FKL_ENTROPY))
+        return certain(NAN);
+    if (op == FKL_RENYI && task->parameter != 1.0) {
+        if (r->same && r->normalize)
+            return certain(0.0L);
+        return expect_renyi(r, task->parameter);
+    }
+    if (r->same && op != FKL_CROSS_ENTROPY && op != FKL_ENTROPY)
+        return certain(0.0L);
+    if ((op == FKL_JS || op == FKL_JS_DISTANCE) && (w == 0.0L || v == 0.0L))
+        return certain(0.0L);
+    for (ptrdiff_t j = 0; j < r->n; j++) {
+        const real p = r->p[j], q = r->q[j], ratio = r->log_p[j] - r->log_q[j];
+        real term = 0.0L, lost = 0.0L;
+        switch (op) {
+        case FKL_REVERSE_KL:
+            term = q == 0.0L ? 0.0L : p == 0.0L ? (real)INFINITY : -q * ratio;
+            lost = q * (1.0L + fabsl(r->log_p[j]) + fabsl(r->log_q[j]));
+            break;
+        case FKL_JEFFREYS:
+            term = p == 0.0L && q == 0.0L ? 0.0L : p == 0.0L || q == 0.0L ? (real)INFINITY : (p - q) * ratio;
+            lost = (p + q) * (1.0L + fabsl(r->log_p[j]) + fabsl(r->log_q[j]));
+            break;
+        case FKL_JS:
+        case FKL_JS_DISTANCE: {
+            real m = w * p + v * q, log_m = m > 0.0L ? logl(m) : 0.0L;
+            term = (p > 0.0L ? w * p * (r->log_p[j] - log_m) : 0.0L) + (q > 0.0L ? v * q * (r->log_q[j] - log_m) : 0.0L);
+            lost = m * (1.0L + fabsl(log_m));
+            break;
+        }
+        case FKL_CROSS_ENTROPY:
+            term = p == 0.0L ? 0.0L : q == 0.0L ? (real)INFINITY : -p * r->log_q[j];
+            lost = p * (1.0L + fabsl(r->log_q[j]));
+            break;
+        case FKL_ENTROPY:
+            term = -p * r->log_p[j];
+            lost = p * (1.0L + fabsl(r->log_p[j]));
+            break;
+        case FKL_TOTAL_VARIATION:
+            term = 0.5L * fabsl(p - q);
+            lost = p + q;
+            break;
+        case FKL_HELLINGER:
+            term = 0.5L * (sqrtl(p) - sqrtl(q)) * (sqrtl(p) - sqrtl(q));
+            lost = p + q;
+            break;
+        case FKL_WASSERSTEIN:
+            cumulative += p - q;
+            if (j + 1 < r->n)
+                term = fabsl(cumulative) * (positions ? (real)positions[j + 1] - positions[j] : 1.0L);
+            lost = (p + q) * (positions ? (real)positions[r->n - 1] - positions[0] : (real)r->n);
+            break;
+        default:
+            term = p == 0.0L ? 0.0L : q == 0.0L ? (real)INFINITY : p * ratio;
+            lost = p * (1.0L + fabsl(r->log_p[j]) + fabsl(r->log_q[j]));
+        }
+        sum += term;
+        size += lost;
+    }
+    struct expectation e = {sum, fabsl(sum), size};
+    if (!r->normalize && (op == FKL_KL || op == FKL_RENYI))
+        e.size = fabsl(sum - r->p_sum + r->q_sum) + fabsl(r->p_sum - r->q_sum);
+    else if (!r->normalize && op == FKL_REVERSE_KL)
+        e.size = fabsl(sum - r->q_sum + r->p_sum) + fabsl(r->p_sum - r->q_sum);
+    else if (!r->normalize && (op == FKL_CROSS_ENTROPY || op == FKL_ENTROPY))
+        e.size = size;
+    return e;
+}
+
+/* Is the result what is expected? relative: the bound of the row type. Distances are compared by their squares, which
+ * the evaluation keeps. */
+static int agrees(double result, const struct task *task, struct expectation e, double log_base, double relative)
+{
+    real got = is_distance(task->op) ? (real)result * result : (real)result;
+    if (task->op < FKL_TOTAL_VARIATION) {
+        e.value /= log_base;
+        e.size /= log_base;
+        e.noise /= log_base;
+    }
+    if (isnan(e.value) || isinf(e.value))
+        return isnan(e.value) ? isnan(result) : got == e.value;
+    if (e.value == 0.0L && e.noise == 0.0L)
+        return result == 0.0;
+    real allowed = relative * e.size + 256.0L * LDBL_EPSILON * e.noise + 64.0L * 0x1p-1074L;
+    if (isinf(result)) /* a plain sum beyond the largest double */
+        return fabsl(e.value) + allowed > DBL_MAX && (result > 0.0) == (e.value > 0.0L);
+    return fabsl(got - e.value) <= allowed;
+}
+
+/* ---- one batch ---------------------------------------------------------------------------------------------------------- */
+
+/* Two operands' values, and how they are to be worked on. */
+struct batch {
+    enum fkl_type p_type, q_type, row_type;
+    ptrdiff_t n, n_rows;
+    const enum kind *kinds;
+    const double *p, *q;
+    const double *positions;
+    void *scratch;
+};
+
+static void report(const struct batch *b, const char *level, const char *how, const struct task *task, int normalize,
+                   ptrdiff_t row, double got, real want)
+{
+    if (++failed > FAILURES_SHOWN)
+        return;
+    printf("%s, %s, %s, normalize=%d, K=%td, %s and %s as %s, row %td of %td (%s): %.17g instead of %.20Lg\n", level, how,
+           task->name, normalize, b->n, types[b->p_type].name, types[b->q_type].name, types[b->row_type].name, row,
+           b->n_rows, b->kinds ? kind_names[b->kinds[row]] : "broadcast", got, want);
+}
+
+static int same_bits(double a, double b)
+{
+    return (isnan(a) && isnan(b)) || memcmp(&a, &b, sizeof a) == 0;
+}
+
+static fkl_problem make_problem(const struct batch *b, const struct task *task, int normalize)
+{
+    /* Bits for half of the cases, nats for the others. */
+    const double log_base = (b->n + task->op) % 2 && task->op < FKL_TOTAL_VARIATION ? 0.69314718055994531 : 1.0;
+    const double *positions = task->op == FKL_WASSERSTEIN && task->parameter != 0.0 ? b->positions : NULL;
+    return (fkl_problem){b->n, normalize, log_base, task->parameter, positions};
+}
+
+/* Runs a task and checks that it gives the bits of `expected`. */
+static void compare_bits(const struct batch *b, const fkl_level *level, const char *how, const struct task *task,
+                         int normalize, const fkl_rows *p, const fkl_rows *q, const double *expected)
+{
+    const fkl_problem problem = make_problem(b, task, normalize);
+    double *result = allocate((size_t)b->n_rows * sizeof(double));
+    level->discrete(task->op, b->row_type, p, q, b->n_rows, &problem, result, b->scratch);
+    for (ptrdiff_t i = 0; i < b->n_rows; i++)
+        if (same_bits(result[i], expected[i]))
+            passed++;
+        else
+            report(b, level->name, how, task, normalize, i, result[i], expected[i]);
+    free(result);
+}
+
+/* All tasks at one level, over contiguous rows: results[task][normalize][row]. */
+static double *run_contiguous(const struct batch *b, const fkl_level *level, const fkl_rows *p, const fkl_rows *q)
+{
+    double *all = allocate((size_t)(COUNT(tasks) * 2 * b->n_rows) * sizeof(double)), *result = all;
+    for (int t = 0; t < COUNT(tasks); t++)
+        for (int normalize = 0; normalize < 2; normalize++, result += b->n_rows) {
+            const fkl_problem problem = make_problem(b, &tasks[t], normalize);
+            double *exact_size = allocate((size_t)b->n_rows * sizeof(double));
+            level->discrete(tasks[t].op, b->row_type, p, q, b->n_rows, &problem, exact_size, b->scratch);
+            memcpy(result, exact_size, (size_t)b->n_rows * sizeof(double));
+            free(exact_size);
+        }
+    return all;
+}
+
+/* Every task at every level, against the plain evaluation, and the levels with FMA against one another. */
+static void check_values(const struct batch *b, const fkl_level *const *levels, double *const *results)
+{
+    const double relative = b->row_type == FKL_F64 ? 1e-12 : 1e-6;
+    for (ptrdiff_t i = 0; i < b->n_rows; i++)
+        for (int normalize = 0; normalize < 2; normalize++) {
+            struct pair pair = make_pair(b->p + i * b->n, b->q + i * b->n, b->n, normalize);
+            for (int t = 0; t < COUNT(tasks); t++) {
+                const fkl_problem problem = make_problem(b, &tasks[t], normalize);
+                const struct expectation e = expect(&tasks[t], &pair, problem.positions);
+                const ptrdiff_t at = (t * 2 + normalize) * b->n_rows + i;
+                int first = -1; /* the lowest level with FMA */
+                for (int k = 0; levels[k]; k++) {
+                    if (agrees(results[k][at], &tasks[t], e, problem.log_base, relative))
+                        passed++;
+                    else
+                        report(b, levels[k]->name, "value", &tasks[t], normalize, i, results[k][at],
+                               is_distance(tasks[t].op) ? sqrtl(e.value / problem.log_base) : e.value / problem.log_base);
+                    if (strcmp(levels[k]->name, "baseline") == 0)
+                        continue;
+                    if (first < 0)
+                        first = k;
+                    else if (same_bits(results[k][at], results[first][at]))
+                        passed++;
+                    else
+                        report(b, levels[k]->name, "another level", &tasks[t], normalize, i, results[k][at],
+                               results[first][at]);
+                }
+            }
+            free_pair(&pair);
+        }
+}
+
+/* The same rows in other layouts, and one at a time: the same bits. */
+static void check_layouts(const struct batch *b, const fkl_level *level, const fkl_rows *p, const fkl_rows *q,
+                          const double *expected, int first_layout, int n_layouts)
+{
+    for (int k = 0; k < n_layouts; k++) {
+        enum layout layout = (enum layout)((first_layout + k) % LAYOUTS);
+        enum layout other = k % 2 ? layout : (enum layout)((layout + 3) % LAYOUTS);
+        struct operand a = place(b->p_type, b->p, b->n_rows, b->n, layout);
+        struct operand c = place(b->q_type, b->q, b->n_rows, b->n, other);
+        for (int t = 0; t < COUNT(tasks); t++)
+            for (int normalize = 0; normalize < 2; normalize++)
+                compare_bits(b, level, layout_names[layout], &tasks[t], normalize, &a.rows, &c.rows,
+                             expected + (t * 2 + normalize) * b->n_rows);
+        free(a.memory);
+        free(c.memory);
+    }
+    struct batch one = *b;
+    one.n_rows = 1;
+    for (ptrdiff_t i = 0; i < b->n_rows; i++) {
+        fkl_rows a = *p, c = *q;
+        a.data += i * a.row_stride;
+        c.data += i * c.row_stride;
+        one.kinds = b->kinds + i;
+        const int t = (int)(i % COUNT(tasks)), normalize = (int)(i / COUNT(tasks) + b->n) % 2;
+        compare_bits(&one, level, "alone", &tasks[t], normalize, &a, &c, expected + (t * 2 + normalize) * b->n_rows + i);
+    }
+}
+
+/* One row of p against all of q, by a stride of 0, and one element in place of all of a row's. */
+static void check_broadcast(const struct batch *b, const fkl_level *level, const fkl_rows *q)
+{
+    const ptrdiff_t n = b->n, n_rows = b->n_rows;
+    double *values = allocate((size_t)(n_rows * n) * sizeof(double));
+    for (int items = 0; items < 2; items++) {
+        for (ptrdiff_t i = 0; i < n_rows; i++)
+            for (ptrdiff_t j = 0; j < n; j++)
+                values[i * n + j] = rounded(&types[b->p_type], items ? 3.0 : 1.0 + 0.5 * (double)(j % 7));
+        struct operand all = place(b->p_type, values, n_rows, n, CONTIGUOUS);
+        struct operand one = place(b->p_type, values, 1, items ? 1 : n, CONTIGUOUS);
+        one.rows.row_stride = 0;
+        if (items)
+            one.rows.item_stride = 0;
+        struct batch stretched = *b;
+        stretched.kinds = NULL;
+        double *expected = run_contiguous(&stretched, level, &all.rows, q);
+        for (int t = 0; t < COUNT(tasks); t++)
+            for (int normalize = 0; normalize < 2; normalize++)
+                compare_bits(&stretched, level, items ? "one element" : "one row", &tasks[t], normalize, &one.rows, q,
+                             expected + (t * 2 + normalize) * n_rows);
+        free(expected);
+        free(one.memory);
+        free(all.memory);
+    }
+    free(values);
+}
+
+static void check_batch(enum fkl_type p_type, enum fkl_type q_type, enum fkl_type row_type, ptrdiff_t n,
+                        ptrdiff_t n_rows, int turn, int n_layouts, const fkl_level *const *levels)
+{
+    const size_t count = (size_t)(n_rows * n);
+    double *p = allocate(count * sizeof(double)), *q = allocate(count * sizeof(double));
+    double *positions = allocate((size_t)n * sizeof(double));
+    enum kind *kinds = allocate((size_t)n_rows * sizeof(enum kind));
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        kinds[i] = (enum kind)((i + turn) % KINDS);
+        fill(kinds[i], (int)(i + turn / KINDS) % 2, &types[p_type], &types[q_type], n, p + i * n, q + i * n);
+    }
+    for (ptrdiff_t j = 0; j < n; j++)
+        positions[j] = (j > 0 ? positions[j - 1] : -3.5) + (j % 4 ? uniform() : 0.0);
+    /* aligned_alloc takes multiples of the alignment; the scratch is one. */
+    void *scratch = aligned_alloc(64, fkl_scratch_bytes(n));
+    if (!scratch)
+        exit(2);
+    const struct batch b = {p_type, q_type, row_type, n, n_rows, kinds, p, q, positions, scratch};
+    struct operand a = place(p_type, p, n_rows, n, CONTIGUOUS), c = place(q_type, q, n_rows, n, CONTIGUOUS);
+    double *results[MOST_LEVELS];
+    for (int k = 0; levels[k]; k++)
+        results[k] = run_contiguous(&b, levels[k], &a.rows, &c.rows);
+    check_values(&b, levels, results);
+    for (int k = 0; levels[k]; k++) {
+        check_layouts(&b, levels[k], &a.rows, &c.rows, results[k], turn, n_layouts);
+        check_broadcast(&b, levels[k], &c.rows);
+        free(results[k]);
+    }
+    free(a.memory);
+    free(c.memory);
+    free(scratch);
+    free(kinds);
+    free(positions);
+    free(p);
+    free(q);
+}
+
+/* The functions of vmath.h over arrays of exactly their size; what they compute is for tests/test_vmath.py. */
+static void check_probe(const fkl_level *level)
+{
+    for (int function = FKL_PROBE_PHI; function <= FKL_PROBE_PHI_FLOAT; function++)
+        for (ptrdiff_t n = 16; n <= 48; n += 16) {
+            double *a = allocate((size_t)n * sizeof(double)), *b = allocate((size_t)n * sizeof(double));
+            double *result = allocate((size_t)n * sizeof(double));
+            for (ptrdiff_t i = 0; i < n; i++)
+                a[i] = uniform(), b[i] = uniform();
+            level->probe(function, n, a, b, result);
+            for (ptrdiff_t i = 0; i < n; i++)
+                if (isfinite(result[i]))
+                    passed++;
+                else
+                    failed++;
+            free(a);
+            free(b);
+            free(result);
+        }
+}
+
+int main(void)
+{
+    /* The types of p, of q, and the one in which their rows are held. Long rows go through the first few. */
+    static const enum fkl_type pairs[][3] = {
+        {FKL_F64, FKL_F64, FKL_F64}, {FKL_F32, FKL_F32, FKL_F32}, {FKL_F16, FKL_F16, FKL_F16},
+        {FKL_BF16, FKL_BF16, FKL_BF16}, {FKL_U64, FKL_F64, FKL_F64}, {FKL_F32, FKL_BF16, FKL_F32},
+        {FKL_F16, FKL_BF16, FKL_F32}, {FKL_U8, FKL_F16, FKL_F32}, {FKL_F32, FKL_F64, FKL_F64},
+        {FKL_I8, FKL_I8, FKL_F64}, {FKL_I16, FKL_U16, FKL_F64}, {FKL_I32, FKL_I32, FKL_F64},
+        {FKL_I64, FKL_I64, FKL_F64}, {FKL_U8, FKL_U8, FKL_F64}, {FKL_U32, FKL_I16, FKL_F64},
+    };
+    static const ptrdiff_t lengths[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 65, 97, 255, 256, 257, 1000, 4097, 9000};
+    const fkl_level *levels[MOST_LEVELS] = {NULL};
+    int n_levels = 0, turn = 0;
+
+    for (int k = 0; fkl_levels[k] && n_levels + 1 < MOST_LEVELS; k++) {
+        int usable = fkl_level_usable(fkl_levels[k]->name);
+        printf("%s%s\n", fkl_levels[k]->name, usable ? "" : ": this CPU can't run it");
+        if (usable)
+            levels[n_levels++] = fkl_levels[k];
+    }
+    for (int k = 0; k < n_levels; k++)
+        check_probe(levels[k]);
+    for (int i = 0; i < COUNT(lengths); i++)
+        for (int j = 0; j < COUNT(pairs); j++, turn++) {
+            const ptrdiff_t n = lengths[i];
+            if (n <= 33) /* all kinds of rows in all layouts; two groups of eight and a part of one */
+                check_batch(pairs[j][0], pairs[j][1], pairs[j][2], n, 19, turn, LAYOUTS, levels);
+            else if (n <= 257)
+                check_batch(pairs[j][0], pairs[j][1], pairs[j][2], n, 9, turn, 3, levels);
+            else if (j < 4)
+                check_batch(pairs[j][0], pairs[j][1], pairs[j][2], n, n <= 4097 ? 5 : 2, turn, 2, levels);
+        }
+    if (failed > FAILURES_SHOWN)
+        printf("... and %ld more\n", failed - FAILURES_SHOWN);
+    printf("%ld passed, %ld failed\n", passed, failed);
+    return failed != 0 || n_levels == 0;
+}

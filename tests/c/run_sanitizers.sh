@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The row kernels of every x86 level, and their one-lane form, under the address and undefined-behaviour sanitizers.
+# CC and PYTHON choose the compiler and the Python (which needs what setup.py imports).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+python=${PYTHON:-.venv/bin/python}
+build=build/tests-c
+
+sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1)
+"$python" tests/c/build.py x86 "$build/sanitized" "${CC:-gcc}" "${sanitizers[@]}"
+"$python" tests/c/build.py other "$build/sanitized-one-lane" "${CC:-gcc}" "${sanitizers[@]}" -DFASTKL_SCALAR
+"$build/sanitized"
+"$build/sanitized-one-lane"
