@@ -26,18 +26,22 @@ SOURCE = KERNELS / "src"
 # -ffp-contract=off: fused multiply-adds stand in the source, so that levels agree bit for bit. Nothing that lets the
 # compiler assume finite numbers or reorder sums, and nothing of the kind at link time either: -ffast-math there turns
 # subnormal numbers off for the whole process.
-C_FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra"]
+C_FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 LEVELS = {
     "x86": {
         "baseline": [],
         "avx2": AVX2,
-        "avx512": [*AVX2, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+        # With 32 registers there is room to schedule two chains of operations into each other before they are allotted.
+        "avx512": [*AVX2, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-fschedule-insns"],
     },
     "arm": {"neon": []},
     "other": {"baseline": []},
 }
+
+
+OPTIONAL = {"-fschedule-insns"}  # GCC's, a matter of speed alone
 
 
 def family():
@@ -55,7 +59,11 @@ class BuildExtensions(build_ext):
             raise SystemExit("fastkl needs GCC or Clang")
         openmp = self.openmp_flags()
         warnings = ["-Werror"] if os.environ.get("FASTKL_WERROR") == "1" else []
-        levels = {name: flags for name, flags in LEVELS[family()].items() if self.accepts(flags)}
+        levels = {}
+        for name, flags in LEVELS[family()].items():
+            flags = [flag for flag in flags if flag not in OPTIONAL or self.accepts([flag])]
+            if self.accepts(flags):
+                levels[name] = flags
         for extension in self.extensions:
             extension.extra_compile_args += openmp
             extension.extra_link_args += openmp
@@ -69,7 +77,12 @@ class BuildExtensions(build_ext):
         units = [(name, f"level_{name}.c", extra, []) for name, extra in levels.items()]
         units.append(("common", "careful.c", [], []))
         units.append(("common", "cpu.c", [], [(f"FASTKL_HAVE_{name.upper()}", None) for name in levels]))
+        newest_header = max(path.stat().st_mtime for path in [Path(__file__), *SOURCE.glob("*.h")])
         for folder, source, extra, macros in units:
+            known = Path(self.build_temp, "levels", folder, SOURCE, source).with_suffix(".o")
+            if known.exists() and known.stat().st_mtime > max(newest_header, (SOURCE / source).stat().st_mtime):
+                objects.append(str(known))
+                continue
             objects += self.compiler.compile(
                 [str(SOURCE / source)],
                 output_dir=os.path.join(self.build_temp, "levels", folder),
@@ -100,7 +113,7 @@ class BuildExtensions(build_ext):
             source = Path(folder, "probe.c")
             source.write_text(program)
             command = [*self.compiler.compiler, *flags, str(source), "-o", str(source.with_suffix(""))]
-            return subprocess.run(command, capture_output=True).returncode == 0
+            return subprocess.run([*command, "-Werror"], capture_output=True).returncode == 0
 
 
 def extension(name):
@@ -110,7 +123,7 @@ def extension(name):
         include_dirs=[str(SOURCE), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
         depends=[str(path) for path in SOURCE.glob("*.[ch]")],
-        extra_compile_args=["-O3", "-ffp-contract=off"],
+        extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden"],
     )
 
 

@@ -165,7 +165,8 @@ def test_wasserstein_positions(level, pair, origin, scale):
     assert fastkl.wasserstein_distance(p, q, positions=np.full(len(p), origin)) == 0
     two = np.array([p[0], 0]), np.array([q[0], 0])
     if p[0] and q[0] and len(p) > 1:
-        assert fastkl.wasserstein_distance(*two, positions=[0, 5]) == 0
+        # Proportional by any factor: 0 up to the slack that the oracles state.
+        assert fastkl.wasserstein_distance(*two, positions=[0, 5]) <= 5 * 2.0**-95
 
 
 @given(pairs(), st.floats(0, 1), st.floats(0, 5), st.sampled_from([None, 2, 10]), st.booleans())

@@ -173,8 +173,14 @@ static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem 
             }
             struct ratio r = ratio(&term);
             double log_ratio = log_of(&r), exponent = b * log_ratio;
-            /* log(p^alpha q^(1 - alpha) / sum p) */
-            double log_term = (isinf(b) ? 0.0 : exponent) + log(term.p_z / p_total) + term.p_e * FKL_LN2;
+            /* log(p^alpha q^(1 - alpha) / sum p): the octaves of p and of r^b may be many and opposite, so they are
+             * added up exactly first. */
+            double octaves, octaves_low, error;
+            vd_two_product(isinf(b) ? 0.0 : b, r.k, &octaves, &octaves_low);
+            vd_two_sum(octaves, term.p_e, &octaves, &error);
+            octaves_low += error;
+            double rest = (isinf(b) ? 0.0 : b * fma(r.s, r.t, 2.0 * r.s)) + log(term.p_z / p_total);
+            double log_term = fma(octaves, FKL_LN2, fma(octaves, FKL_LN2_LOW, octaves_low * FKL_LN2) + rest);
             if (pass == 0) {
                 largest_ratio = log_ratio > largest_ratio ? log_ratio : largest_ratio;
                 largest_term = log_term > largest_term ? log_term : largest_term;
@@ -182,8 +188,12 @@ static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem 
             }
             total += exp(log_term - largest_term);
             double power, curved = vd_exp_excess(exponent, &power);
-            curved = fabs(exponent) < 1.0 ? p_j * curved : p_total * exp(log_term) - p_j * (1.0 + exponent);
-            add(&excess, curved + b * phi(&term));
+            if (fabs(exponent) < 1.0)
+                add(&excess, ldexp(term.p_z * curved, term.p_e) + b * phi(&term));
+            else { /* p r^b - alpha p + b c q, whose terms no longer cancel */
+                double product = fabs(exponent) < 690.0 ? ldexp(term.p_z * power, term.p_e) : p_total * exp(log_term);
+                add(&excess, product - (b + 1.0) * p_j + b * ldexp(term.q_z, term.q_e));
+            }
         }
         if (largest_ratio == -INFINITY)
             return INFINITY / problem->log_base;

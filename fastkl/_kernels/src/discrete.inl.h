@@ -64,7 +64,7 @@ struct context {
 };
 
 struct vcontext {
-    vd c, c_low, total, half, weight, order, shift;
+    vd c, c_low, total, half, weight, order;
 };
 
 FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
@@ -198,10 +198,13 @@ FKL_INLINE void element(const enum pass pass, const int dense, vd p, vd q, const
         /* With b = alpha - 1 and L = log(p / c q), p^alpha (c q)^(1-alpha) = p e^(bL), and its sum over a normalised
          * row is 1 + sum [p (e^(bL) - 1 - bL) + b phi(p, c q)]: for b > 0 both terms are >= 0, for b >= -1/2 their sum
          * has condition number at most 3. acc[0] is that, acc[1] the plain sum for rows that hardly overlap. */
-        vd b = c->order, exponential;
-        vd excess = vd_exp_excess(b * log_ratio - c->shift, &exponential);
-        vd term = vd_madd(p, excess, b * vd_phi_pair(p1, q1, low1));
-        acc[0] += vd_select(no_p, b * q, vd_select(no_q, -(b + vd_set(1.0)) * p, term));
+        vd b = c->order, exponential, exponent = b * log_ratio, one = vd_set(1.0);
+        vd excess = vd_exp_excess(exponent, &exponential);
+        vd near = vd_madd(p, excess, b * vd_phi_pair(p1, q1, low1));
+        /* Far from r = 1 the parts of both terms that are linear in L would cancel, and the 1 doesn't matter. */
+        vd far = vd_madd(p, exponential, vd_madd(b, q, -(b + one) * p));
+        vd term = vd_select(vd_lt(vd_abs(exponent), one), near, far);
+        acc[0] += vd_select(no_p, b * q, vd_select(no_q, -(b + one) * p, term));
         acc[1] += vd_select(none, zero, p * exponential);
         acc[2] = vd_max(acc[2], vd_select(no_p, -vd_infinity(), vd_select(no_q, vd_infinity(), log_ratio)));
     }
@@ -448,7 +451,7 @@ FKL_INLINE int in_float(const enum pass pass, const enum fkl_type type)
 }
 
 /* The terms of a row that are the same for all its elements, in every lane. */
-FKL_INLINE struct vcontext row_context(const struct context *context, int row, double weight, double order, double shift)
+FKL_INLINE struct vcontext row_context(const struct context *context, int row, double weight, double order)
 {
     struct vcontext c = {
         .c = vd_set(context->c[row]),
@@ -457,7 +460,6 @@ FKL_INLINE struct vcontext row_context(const struct context *context, int row, d
         .half = vd_set(context->half[row]),
         .weight = vd_set(weight),
         .order = vd_set(order),
-        .shift = vd_set(shift),
     };
     return c;
 }
@@ -608,7 +610,7 @@ struct group {
     ptrdiff_t packed_at, packed; /* the tiles hold [packed_at, packed_at + packed) of each row */
     const fkl_problem *problem;
     struct context context;
-    double order, shift; /* for PASS_RENYI: its b, and what is taken off b log r */
+    double order; /* the b of PASS_RENYI */
 };
 
 /* The elements [start, start + n) of the group's rows, as doubles or as the row type itself, contiguous per row. */
@@ -685,7 +687,7 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
         for (int i = 0; i < g->count; i++) {
             const char *p = row_start(&g->p, i, type, start, tile_length);
             const char *q = row_start(&g->q, i, type, start, tile_length);
-            const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order, g->shift);
+            const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order);
             if (end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE) {
                 /* Short rows, sums and all in registers. */
                 vd acc[SUMS][PARTS];
@@ -719,7 +721,6 @@ FKL_INLINE void pass_across(const enum pass pass, const struct group *g, struct 
             .half = vd_load(&context->half[j * VD]),
             .weight = vd_set(g->problem->parameter),
             .order = vd_set(g->order),
-            .shift = vd_set(g->shift),
         };
         vd acc[SUMS];
         vi special = vi_set(0);
@@ -966,9 +967,15 @@ FKL_INLINE double first_lane(vd x)
     return lanes[0];
 }
 
-/* D_alpha of one row from the sums of PASS_RENYI or PASS_SUPPORT (once more where its powers may exceed the largest
- * double, with the largest taken off). */
-static double finish_renyi(pass_runner *run, struct group *g, const struct totals *t, int lane)
+/* May a power in one of PASS_RENYI's terms have left the range of vd_exp_excess()? */
+FKL_INLINE int renyi_overflows(const struct group *g, const struct totals *t, int lane)
+{
+    const double largest = t->sum[2][lane];
+    return g->problem->parameter > 1.0 && !isinf(largest) && g->order * largest > 600.0;
+}
+
+/* D_alpha of one row from the sums of PASS_RENYI or PASS_SUPPORT. */
+static double finish_renyi(const struct group *g, const struct totals *t, int lane)
 {
     const fkl_problem *problem = g->problem;
     const double alpha = problem->parameter, p_sum = g->context.p_sum[lane], largest = t->sum[2][lane];
@@ -983,15 +990,6 @@ static double finish_renyi(pass_runner *run, struct group *g, const struct total
     if (alpha > 1.0 && (isinf(largest) || isinf(alpha))) /* -INFINITY: p is all 0 */
         return renyi_value(problem, largest == -INFINITY ? INFINITY : largest);
     double excess = t->sum[0][lane] / p_sum, plain = t->sum[1][lane] / p_sum;
-    if (alpha > 1.0 && g->order * largest > 600.0) {
-        struct totals shifted;
-        g->shift = g->order * largest;
-        run(PASS_RENYI, g, 0, problem->length, &shifted);
-        double rest = first_lane(vd_log_ratio(vd_set(shifted.sum[1][lane] / p_sum), vd_set(1.0), vd_set(0.0)));
-        double value = (rest + g->shift) / (alpha - 1.0);
-        g->shift = 0.0;
-        return renyi_value(problem, value);
-    }
     if (plain == 0.0)
         return renyi_value(problem, INFINITY);
     /* The logarithm of 1 + excess, or of the plain sum where that has lost most of the 1 or there is no 1. */
@@ -1019,7 +1017,6 @@ static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, p
     g->packed = 0;
     g->problem = problem;
     g->order = order;
-    g->shift = 0.0;
 }
 
 /* Cross-entropy where one cell holds most of q: its logarithm is log(1 + others / cell), with `others` summed from the
@@ -1078,7 +1075,7 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
         }
         run_f64(term_pass(op, problem, 1), &g, 0, length, &terms);
         if (op == FKL_RENYI)
-            return finish_renyi(run_f64, &g, &terms, 0);
+            return renyi_overflows(&g, &terms, 0) ? careful(op, p, q, row, problem) : finish_renyi(&g, &terms, 0);
         for (int k = 0; k < SUMS; k++)
             for (int i = 1; i < LANES; i++)
                 terms.sum[k][i] = terms.sum[k][0];
@@ -1240,8 +1237,10 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
             good = prepare(&g, &sums, exact, low, high);
             run(terms_pass, &g, 0, length, &terms);
             if (op == FKL_RENYI)
-                for (int i = 0; i < count; i++)
-                    values[i] = good >> i & 1 ? finish_renyi(run, &g, &terms, i) : 0.0;
+                for (int i = 0; i < count; i++) {
+                    values[i] = good >> i & 1 ? finish_renyi(&g, &terms, i) : 0.0;
+                    good &= ~((unsigned)renyi_overflows(&g, &terms, i) << i);
+                }
             else
                 good &= finish(op, terms_pass, floats, &g, &terms, &sums, 0, values);
         }
