@@ -158,7 +158,9 @@ class TestFlags:
         flags = [*decisions.C_FLAGS, *decisions.extension("_engine").extra_compile_args]
         for levels in decisions.LEVELS.values():
             flags += [flag for extra in levels.values() for flag in extra]
-        loose = re.compile(r"-Ofast|-march=|-mtune=|-f.*(fast-math|unsafe-math|finite-math|associative|reciprocal|no-signed)")
+        loose = re.compile(
+            r"-Ofast|-march=|-mtune=|-f.*(fast-math|unsafe-math|finite-math|associative|reciprocal|no-signed)"
+        )
         assert [flag for flag in flags if loose.search(flag)] == []
         assert decisions.C_FLAGS.count("-ffp-contract=off") == 1
 
@@ -185,7 +187,6 @@ class TestLesserCompiler:
         compiler.write_text(
             '#!/bin/sh\ncase " $* " in *" -mavx"*|*" -fopenmp "*) echo "unknown option" >&2; exit 1;; esac\n'
             f'exec {os.environ.get("CC", "cc")} "$@" -O1\n'  # which wins, and is done sooner
-
         )
         compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("FASTKL_", "PYTHON"))}

@@ -69,7 +69,9 @@ def pairs(rng, low, high, dtype):
     p = q + 0.5 + by_exponent(rng, math.log2(ulp), -4, 6000) * rng.choice([-1, 1, 1, 1], 6000)
     groups += [(p, q), (np.sort(q), np.sort(q) + 0.5)]
     # The ends of the range.
-    ends = np.array(list(itertools.product([2.0**low, 2.0**low * 1.5, 1.0, 1.5, 2.0**high, 2.0**high * 0.75], repeat=2)))
+    ends = np.array(
+        list(itertools.product([2.0**low, 2.0**low * 1.5, 1.0, 1.5, 2.0**high, 2.0**high * 0.75], repeat=2))
+    )
     groups.append((ends[:, 0], ends[:, 1]))
     p, q = (np.concatenate(part).astype(dtype).astype(np.float64) for part in zip(*groups, strict=True))
     return p, q

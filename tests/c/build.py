@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "fastkl" / "_kernels" / "src"
 
 sys.path.insert(0, str(ROOT))
-import setup  # noqa: E402  (found by the line before)
+import setup
 
 
 def main(family, program, *compiler):
@@ -29,7 +29,8 @@ def main(family, program, *compiler):
     def compile_unit(name):
         source, flags = units[name]
         target = f"{program}.{name}.o"
-        run(compiler[0], *setup.C_FLAGS, "-Werror", *flags, *compiler[1:], f"-I{SOURCE}", "-c", str(source), "-o", target)
+        flags = [*setup.C_FLAGS, "-Werror", f"-I{SOURCE}", *flags, *compiler[1:]]
+        run(compiler[0], *flags, "-c", str(source), "-o", target)
         return target
 
     with ThreadPoolExecutor(2) as pool:

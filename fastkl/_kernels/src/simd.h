@@ -351,7 +351,9 @@ FKL_INLINE vf vf_load_bf16(const void *address)
 #if defined(FKL_NEON)
 FKL_INLINE vf vf_load_f16(const void *address)
 {
-    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)address)));
+    float16x4_t h; /* the address may be odd */
+    memcpy(&h, address, sizeof h);
+    return (vf)vcvt_f32_f16(h);
 }
 #else
 /* Binary16 in integer steps: the magnitude's 15 bits, moved to a float's place, are the value times 2^-112; infinities
