@@ -228,5 +228,5 @@ def test_bounds_are_those_stated(name):
     stated = [float(number) for number in re.findall(r"([\d.]+)\s+(?:\*\s+)?ulp", comment)]
     if function == "vd_exp_excess":
         assert stated == [BOUNDS["exp"][2], BOUNDS["exp_excess"][2], EXCESS_INSIDE[1]]
-    else:
-        assert stated == [bound]
+    else:  # a second number is the error away from the worst place
+        assert stated[0] == bound

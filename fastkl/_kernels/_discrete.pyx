@@ -194,7 +194,7 @@ cdef int walk(const Plan *plan, int n_threads) noexcept nogil:
         memory = make_scratch(plan)
         if memory == NULL:
             failed[0] = 1
-        for block in prange(plan.blocks, schedule="dynamic", chunksize=1):
+        for block in prange(plan.blocks, schedule="guided"):
             if memory != NULL:
                 run_block(plan, block, <double *>memory, aligned(memory, plan))
         free(memory)

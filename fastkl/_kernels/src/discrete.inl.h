@@ -23,7 +23,8 @@
 /* Rows up to this length go eight at a time, one per lane. */
 #define FKL_ACROSS 8
 #define BLOCK 256
-/* How far ahead of itself a stream is asked for, in bytes. */
+/* How far ahead of itself a stream is asked for, in bytes. A group of rows that is passed over twice is asked for during
+ * the second pass over the group before it, where there is arithmetic to hide the wait behind. */
 #define AHEAD 8192
 /* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
 #define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
@@ -65,6 +66,7 @@ struct context {
 
 struct vcontext {
     vd c, c_low, total, half, weight, order;
+    ptrdiff_t ahead; /* what a stream is asked for ahead of itself, in bytes */
 };
 
 FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
@@ -426,8 +428,8 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
             for (int j = 0; j < PARTS; j++)
                 run[k][j] = vf_set(0.0f);
         for (int r = 0; r < FLOAT_RUN && i + step <= n; r++, i += step) {
-            fkl_prefetch(p + i * size + AHEAD);
-            fkl_prefetch(q + i * size + AHEAD);
+            fkl_prefetch(p + i * size + c->ahead);
+            fkl_prefetch(q + i * size + c->ahead);
             step_float(pass, type, -1, p + i * size, q + i * size, &cf, run, special);
         }
         if (i < n && n - i < step) {
@@ -450,8 +452,9 @@ FKL_INLINE int in_float(const enum pass pass, const enum fkl_type type)
     return FKL_FLOAT_KERNELS && type != FKL_F64 && (pass == PASS_SUMS || pass == PASS_KL || pass == PASS_JS_HALF);
 }
 
-/* The terms of a row that are the same for all its elements, in every lane. */
-FKL_INLINE struct vcontext row_context(const struct context *context, int row, double weight, double order)
+/* What is the same for all elements of a row, in every lane. */
+FKL_INLINE struct vcontext row_context(const struct context *context, int row, double weight, double order,
+                                      ptrdiff_t ahead)
 {
     struct vcontext c = {
         .c = vd_set(context->c[row]),
@@ -460,6 +463,7 @@ FKL_INLINE struct vcontext row_context(const struct context *context, int row, d
         .half = vd_set(context->half[row]),
         .weight = vd_set(weight),
         .order = vd_set(order),
+        .ahead = ahead,
     };
     return c;
 }
@@ -481,8 +485,8 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
     ptrdiff_t i = 0;
     for (; i + most <= n; i += most) {
         for (ptrdiff_t line = 0; line < most * size; line += 64) {
-            fkl_prefetch(p + i * size + line + AHEAD);
-            fkl_prefetch(q + i * size + line + AHEAD);
+            fkl_prefetch(p + i * size + line + c->ahead);
+            fkl_prefetch(q + i * size + line + c->ahead);
         }
         step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, acc, special);
     }
@@ -611,6 +615,7 @@ struct group {
     const fkl_problem *problem;
     struct context context;
     double order; /* the b of PASS_RENYI */
+    ptrdiff_t ahead;
 };
 
 /* The elements [start, start + n) of the group's rows, as doubles or as the row type itself, contiguous per row. */
@@ -687,7 +692,7 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
         for (int i = 0; i < g->count; i++) {
             const char *p = row_start(&g->p, i, type, start, tile_length);
             const char *q = row_start(&g->q, i, type, start, tile_length);
-            const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order);
+            const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order, g->ahead);
             if (end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE) {
                 /* Short rows, sums and all in registers. */
                 vd acc[SUMS][PARTS];
@@ -1017,6 +1022,7 @@ static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, p
     g->packed = 0;
     g->problem = problem;
     g->order = order;
+    g->ahead = AHEAD;
 }
 
 /* Cross-entropy where one cell holds most of q: its logarithm is log(1 + others / cell), with `others` summed from the
@@ -1205,6 +1211,7 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
     /* Rows that are passed over twice go in groups that stay in the cache in between. */
     ptrdiff_t together = 131072 / (length * type_size(type));
     together = across || together > LANES ? LANES : together < 1 ? 1 : together;
+    const int small = together * length * type_size(type) <= AHEAD;
 
     for (ptrdiff_t first = 0; first < n_rows; first += together) {
         struct group g;
@@ -1233,8 +1240,10 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
             good = prepare(&g, &sums, 1, low, high);
             wasserstein(&g, values);
         } else {
+            g.ahead = first > 0 && small ? 0 : AHEAD;
             run(sums_pass, &g, 0, length, &sums);
             good = prepare(&g, &sums, exact, low, high);
+            g.ahead = AHEAD;
             run(terms_pass, &g, 0, length, &terms);
             if (op == FKL_RENYI)
                 for (int i = 0; i < count; i++) {
