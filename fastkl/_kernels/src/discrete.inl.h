@@ -220,34 +220,35 @@ struct fcontext {
     vf c, c_low;
 };
 
-FKL_INLINE vf element_float(const enum pass pass, vf p, vf q, const struct fcontext *c, vi *special)
+/* c q as the nearest float; what has underflowed counts as 0. */
+FKL_INLINE vf scaled_float(const enum pass pass, vf q, const struct fcontext *c) { return pass == PASS_JS_HALF ? c->c * q : q; }
+
+FKL_INLINE vf element_float(const enum pass pass, const int dense, vf p, vf q, const struct fcontext *c, vi *special)
 {
     const vf zero = vf_set(0.0f), one = vf_set(1.0f), smallest = vf_set(SMALLEST_FLOAT);
 
-    if (pass == PASS_KL || pass == PASS_SUMS) {
-        mf none = vf_lt(vf_min(p, q), smallest);
-        if (!mf_any(none))
-            return pass == PASS_KL ? vf_phi(p, q) : zero;
-        mf no_p = vf_lt(p, smallest), no_q = vf_lt(q, smallest);
-        vw bits = vw_or_where(no_p, vw_set(0), vf_bits(p) + vf_bits(p));
-        *special |= (vi)vw_or_where(no_q, bits, vf_bits(q) + vf_bits(q));
-        if (pass == PASS_SUMS)
-            return zero;
-        none = mf_or(no_p, no_q);
-        vf term = vf_phi(vf_select(none, one, p), vf_select(none, one, q));
-        return vf_select(none, vf_select(no_p, q, vf_set(INFINITY)), term);
+    if (pass == PASS_JS_HALF) {
+        vf scaled = scaled_float(pass, q, c);
+        vf low = vf_madd(c->c_low, q, vf_fma(c->c, q, -scaled));
+        vf m = vf_set(0.5f) * (p + scaled);
+        if (dense)
+            return vf_phi(p, m) + vf_phi_shifted(scaled, m, low);
+        mf no_p = vf_lt(p, smallest), no_q = vf_lt(scaled, smallest), empty = vf_lt(m, smallest);
+        m = vf_select(empty, one, m);
+        vf phi_p = vf_select(no_p, m, vf_phi(vf_select(no_p, m, p), m));
+        vf phi_q = vf_select(no_q, m, vf_phi_shifted(vf_select(no_q, m, scaled), m, low));
+        return vf_select(empty, zero, phi_p + phi_q);
     }
-    /* PASS_JS_HALF, as in double; here c q may underflow, and what has done so counts as 0. */
-    vf scaled = c->c * q;
-    vf low = vf_madd(c->c_low, q, vf_fma(c->c, q, -scaled));
-    vf m = vf_set(0.5f) * (p + scaled);
-    if (!mf_any(vf_lt(vf_min(p, scaled), smallest)))
-        return vf_phi(p, m) + vf_phi_shifted(scaled, m, low);
-    mf no_p = vf_lt(p, smallest), no_q = vf_lt(scaled, smallest), empty = vf_lt(m, smallest);
-    m = vf_select(empty, one, m);
-    vf phi_p = vf_select(no_p, m, vf_phi(vf_select(no_p, m, p), m));
-    vf phi_q = vf_select(no_q, m, vf_phi_shifted(vf_select(no_q, m, scaled), m, low));
-    return vf_select(empty, zero, phi_p + phi_q);
+    if (dense)
+        return pass == PASS_KL ? vf_phi(p, q) : zero;
+    mf no_p = vf_lt(p, smallest), no_q = vf_lt(q, smallest);
+    vw bits = vw_or_where(no_p, vw_set(0), vf_bits(p) + vf_bits(p));
+    *special |= (vi)vw_or_where(no_q, bits, vf_bits(q) + vf_bits(q));
+    if (pass == PASS_SUMS)
+        return zero;
+    mf none = mf_or(no_p, no_q);
+    vf term = vf_phi(vf_select(none, one, p), vf_select(none, one, q));
+    return vf_select(none, vf_select(no_p, q, vf_set(INFINITY)), term);
 }
 #else
 #define FKL_FLOAT_KERNELS 0
@@ -398,25 +399,44 @@ FKL_INLINE void add_floats(vd acc[PARTS], const vf x[PARTS])
 #endif
 }
 
-FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, ptrdiff_t n, const char *p, const char *q,
-                           const struct fcontext *c, vf run[3][PARTS], vi *special)
+FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
+                           const char *p, const char *q, const struct fcontext *c, vf run[3][PARTS], vi *special)
 {
     const ptrdiff_t stride = VF * type_size(type);
+    vf x[MOST_VECTORS], y[MOST_VECTORS];
     FKL_UNROLL
-    for (int j = 0; j < PARTS; j++) {
+    for (int j = 0; j < vectors; j++) {
         ptrdiff_t part = part_length(n, j * VF, VF);
-        vf x = n < 0 ? load_float(type, p + j * stride) : load_float_part(type, part ? p + j * stride : p, part);
-        vf y = n < 0 ? load_float(type, q + j * stride) : load_float_part(type, part ? q + j * stride : q, part);
-        run[0][j] += element_float(pass, x, y, c, special);
-        run[1][j] += x;
-        run[2][j] += y;
+        x[j] = n < 0 ? load_float(type, p + j * stride) : load_float_part(type, part ? p + j * stride : p, part);
+        y[j] = n < 0 ? load_float(type, q + j * stride) : load_float_part(type, part ? q + j * stride : q, part);
     }
+    int dense = 0;
+    if (n < 0) {
+        vf least = vf_min(x[0], scaled_float(pass, y[0], c));
+        FKL_UNROLL
+        for (int j = 1; j < vectors; j++)
+            least = vf_min(least, vf_min(x[j], scaled_float(pass, y[j], c)));
+        dense = !mf_any(vf_lt(least, vf_set(SMALLEST_FLOAT)));
+    }
+#define FKL_ELEMENTS(DENSE)                                                                                            \
+    FKL_UNROLL                                                                                                         \
+    for (int j = 0; j < vectors; j++) {                                                                                \
+        run[0][j % PARTS] += element_float(pass, DENSE, x[j], y[j], c, special);                                       \
+        run[1][j % PARTS] += x[j];                                                                                     \
+        run[2][j % PARTS] += y[j];                                                                                     \
+    }
+    if (FKL_LIKELY(dense)) {
+        FKL_ELEMENTS(1)
+    } else {
+        FKL_ELEMENTS(0)
+    }
+#undef FKL_ELEMENTS
 }
 
 FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
                                 ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
 {
-    const ptrdiff_t step = 2 * LANES, size = type_size(type);
+    const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
     const int terms = pass != PASS_SUMS, sums = pass != PASS_JS_HALF;
     /* c is the same in all lanes, and here one of them as two floats. */
     const double high = c->c[0];
@@ -427,14 +447,21 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
         for (int k = 0; k < 3; k++)
             for (int j = 0; j < PARTS; j++)
                 run[k][j] = vf_set(0.0f);
-        for (int r = 0; r < FLOAT_RUN && i + step <= n; r++, i += step) {
-            fkl_prefetch(p + i * size + c->ahead);
-            fkl_prefetch(q + i * size + c->ahead);
-            step_float(pass, type, -1, p + i * size, q + i * size, &cf, run, special);
+        const ptrdiff_t end = n - i < FLOAT_RUN * step ? n : i + FLOAT_RUN * step;
+        for (; i + most <= end; i += most) {
+            for (ptrdiff_t line = 0; line < most * size; line += 64) {
+                fkl_prefetch(p + i * size + line + c->ahead);
+                fkl_prefetch(q + i * size + line + c->ahead);
+            }
+            step_float(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, &cf, run, special);
         }
-        if (i < n && n - i < step) {
-            step_float(pass, type, n - i, p + i * size, q + i * size, &cf, run, special);
-            i = n;
+        if (most > step && i + step <= end) {
+            step_float(pass, type, PARTS, -1, p + i * size, q + i * size, &cf, run, special);
+            i += step;
+        }
+        if (i < end) {
+            step_float(pass, type, PARTS, end - i, p + i * size, q + i * size, &cf, run, special);
+            i = end;
         }
         if (terms)
             add_floats(acc[0], run[0]);
