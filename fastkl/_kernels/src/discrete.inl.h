@@ -21,7 +21,9 @@
 #include <math.h>
 
 /* Rows up to this length go eight at a time, one per lane. */
-#define FKL_ACROSS 8
+#define FKL_ACROSS 12
+/* Groups of rows whose sums are taken before their results are. */
+#define GROUPS 8
 #define BLOCK 256
 /* How far ahead of itself a stream is asked for, in bytes. A group of rows that is passed over twice is asked for during
  * the second pass over the group before it, where there is arithmetic to hide the wait behind. */
@@ -297,11 +299,36 @@ FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t
     if (type == FKL_F32)
         return (vd)_mm512_cvtps_pd(_mm256_maskz_loadu_ps(lanes, address));
     return (vd)_mm512_maskz_loadu_pd(lanes, address);
+#elif VD == 4
+    /* n ones, then zeros: a window into this. */
+    static const int64_t lanes[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+    if (type == FKL_F32) {
+        __m128i mask = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(
+            _mm256_loadu_si256((const __m256i_u *)(lanes + 4 - n)), _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0)));
+        return (vd)_mm256_cvtps_pd(_mm_maskload_ps((const float *)(const void *)address, mask));
+    }
+    return (vd)_mm256_maskload_pd((const double *)(const void *)address,
+                                  _mm256_loadu_si256((const __m256i_u *)(lanes + 4 - n)));
 #else
     char whole[8 * VD] = {0};
     memcpy(whole, address, (size_t)(n * type_size(type)));
     return load(type, whole);
 #endif
+}
+
+/* VD doubles, stored as the row type: exact for what was loaded from it. */
+FKL_INLINE void store_as(const enum fkl_type type, char *address, vd x)
+{
+    if (type == FKL_F64) {
+        memcpy(address, &x, sizeof x);
+        return;
+    }
+    double wide[VD];
+    float narrow[VD];
+    vd_store(wide, x);
+    for (int i = 0; i < VD; i++)
+        narrow[i] = (float)wide[i];
+    memcpy(address, narrow, sizeof narrow);
 }
 
 /* How many of n elements fall to the part of a step that begins at `first`. */
@@ -369,6 +396,14 @@ FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptr
     if (type == FKL_BF16)
         return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, address)), 16);
     return (vf)_mm512_maskz_loadu_ps(lanes, address);
+#elif VD == 4
+    static const int32_t lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+    if (type == FKL_F32)
+        return (vf)_mm256_maskload_ps((const float *)(const void *)address,
+                                      _mm256_loadu_si256((const __m256i_u *)(lanes + 8 - n)));
+    char whole[4 * VF] = {0};
+    memcpy(whole, address, (size_t)(n * type_size(type)));
+    return load_float(type, whole);
 #else
     char whole[4 * VF] = {0};
     memcpy(whole, address, (size_t)(n * type_size(type)));
@@ -645,6 +680,23 @@ struct group {
     ptrdiff_t ahead;
 };
 
+/* A block of eight rows by VD elements, rows next to each other in memory (elements item_stride apart), to rows of
+ * `size`-byte elements that are tile_length apart. Float rows go through doubles, which hold them exactly. */
+FKL_INLINE void transpose_in(const enum fkl_type type, const char *from, ptrdiff_t item_stride, char *to,
+                             ptrdiff_t tile_length)
+{
+    for (int part = 0; part < LANES; part += VD) {
+        vd square[VD];
+        FKL_UNROLL
+        for (int j = 0; j < VD; j++)
+            square[j] = load(type, from + j * item_stride + part * type_size(type));
+        vd_transpose(square);
+        FKL_UNROLL
+        for (int i = 0; i < VD; i++)
+            store_as(type, to + (part + i) * tile_length * type_size(type), square[i]);
+    }
+}
+
 /* The elements [start, start + n) of the group's rows, as doubles or as the row type itself, contiguous per row. */
 static void pack(const enum fkl_type row_type, const struct side *side, int count, ptrdiff_t start, ptrdiff_t n,
                  ptrdiff_t tile_length)
@@ -653,39 +705,36 @@ static void pack(const enum fkl_type row_type, const struct side *side, int coun
     const ptrdiff_t size = type_size(row_type);
     const char *base = rows->data + side->first * rows->row_stride + start * rows->item_stride;
     const int copies = (enum fkl_type)rows->type == row_type && !rows->swapped;
+    ptrdiff_t done = 0;
 
-#define FKL_PACK(T)                                                                                                    \
-    for (ptrdiff_t j = 0; j < n; j++) {                                                                                \
-        const char *from = base + j * rows->item_stride;                                                               \
-        for (int i = 0; i < count; i++) {                                                                              \
-            T x;                                                                                                       \
-            memcpy(&x, from + i * rows->row_stride, sizeof x);                                                         \
-            memcpy(side->tile + (i * tile_length + j) * size, &x, sizeof x);                                           \
-        }                                                                                                              \
-        fkl_prefetch(from + 8 * rows->row_stride);                                                                     \
+    if (copies && count == LANES && rows->row_stride == size && (row_type == FKL_F64 || row_type == FKL_F32)) {
+        for (; done + VD <= n; done += VD) {
+            const char *from = base + done * rows->item_stride;
+            for (int j = 0; j < VD; j++) /* the next group's lines */
+                fkl_prefetch(from + j * rows->item_stride + 64);
+            if (row_type == FKL_F64)
+                transpose_in(FKL_F64, from, rows->item_stride, side->tile + done * size, tile_length);
+            else
+                transpose_in(FKL_F32, from, rows->item_stride, side->tile + done * size, tile_length);
+        }
     }
-    if (copies && size == 8) {
-        FKL_PACK(uint64_t)
-    } else if (copies && size == 4) {
-        FKL_PACK(uint32_t)
-    } else if (copies) {
-        FKL_PACK(uint16_t)
-    } else {
-        for (int i = 0; i < count; i++) {
-            const char *from = base + i * rows->row_stride;
-            char *to = side->tile + i * tile_length * size;
-            for (ptrdiff_t j = 0; j < n; j++) {
-                double x = load_any((enum fkl_type)rows->type, rows->swapped, from + j * rows->item_stride);
-                if (row_type == FKL_F64) {
-                    memcpy(to + j * 8, &x, 8);
-                } else { /* float rows: the narrower types convert exactly */
-                    float y = (float)x;
-                    memcpy(to + j * 4, &y, 4);
-                }
+    for (int i = 0; i < count; i++) {
+        const char *from = base + i * rows->row_stride;
+        char *to = side->tile + i * tile_length * size;
+        for (ptrdiff_t j = done; j < n; j++) {
+            if (copies) {
+                memcpy(to + j * size, from + j * rows->item_stride, (size_t)size);
+                continue;
+            }
+            double x = load_any((enum fkl_type)rows->type, rows->swapped, from + j * rows->item_stride);
+            if (row_type == FKL_F64) {
+                memcpy(to + j * 8, &x, 8);
+            } else { /* float rows: the narrower types convert exactly */
+                float y = (float)x;
+                memcpy(to + j * 4, &y, 4);
             }
         }
     }
-#undef FKL_PACK
 }
 
 FKL_INLINE const char *row_start(const struct side *side, int row, const enum fkl_type type, ptrdiff_t start,
@@ -1131,11 +1180,37 @@ static void pack_across(const struct side *side, int count, ptrdiff_t start, ptr
     double *tile = (double *)(void *)side->tile;
     if (count < LANES)
         memset(tile, 0, (size_t)(n * LANES) * sizeof(double));
-    if (rows->type == FKL_F64 && !rows->swapped) {
-        for (ptrdiff_t j = 0; j < n; j++)
-            for (int i = 0; i < count; i++)
-                memcpy(tile + j * LANES + i, base + i * rows->row_stride + j * rows->item_stride, sizeof(double));
+    const ptrdiff_t size = type_size((enum fkl_type)rows->type);
+    const int plain = (rows->type == FKL_F64 || rows->type == FKL_F32) && !rows->swapped && count == LANES;
+    if (plain && rows->item_stride == size) { /* along the rows, VD elements at a time */
+        for (ptrdiff_t j = 0; j < n; j += VD) {
+            ptrdiff_t part_size = n - j < VD ? n - j : VD;
+            for (int part = 0; part < LANES; part += VD) {
+                vd square[VD];
+                FKL_UNROLL
+                for (int i = 0; i < VD; i++) {
+                    const char *from = base + (part + i) * rows->row_stride + j * size;
+                    if (part_size == VD)
+                        square[i] = rows->type == FKL_F64 ? load(FKL_F64, from) : load(FKL_F32, from);
+                    else
+                        square[i] = rows->type == FKL_F64 ? load_part(FKL_F64, from, part_size)
+                                                          : load_part(FKL_F32, from, part_size);
+                }
+                vd_transpose(square);
+                FKL_UNROLL
+                for (int i = 0; i < VD; i++)
+                    if (i < part_size)
+                        vd_store(tile + (j + i) * LANES + part, square[i]);
+            }
+        }
         fkl_prefetch(base + AHEAD);
+    } else if (plain && rows->row_stride == size) { /* across them */
+        for (ptrdiff_t j = 0; j < n; j++)
+            for (int part = 0; part < LANES; part += VD) {
+                const char *from = base + j * rows->item_stride + part * size;
+                vd_store(tile + j * LANES + part, rows->type == FKL_F64 ? load(FKL_F64, from) : load(FKL_F32, from));
+                fkl_prefetch(from + 64);
+            }
     } else {
         for (ptrdiff_t j = 0; j < n; j++)
             for (int i = 0; i < count; i++)
@@ -1240,51 +1315,56 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
     together = across || together > LANES ? LANES : together < 1 ? 1 : together;
     const int small = together * length * type_size(type) <= AHEAD;
 
-    for (ptrdiff_t first = 0; first < n_rows; first += together) {
-        struct group g;
-        struct totals sums, terms;
-        double values[LANES];
-        int count = (int)(n_rows - first < together ? n_rows - first : together);
-        unsigned good;
-
-        start_group(&g, p, q, first, count, problem, type, order, scratch);
-        if (across) {
-            pack_across(&g.p, count, 0, length);
-            if (p == q)
-                g.q.tile = g.p.tile;
-            else
-                pack_across(&g.q, count, 0, length);
-        }
-        if (count < LANES) { /* lanes without a row must not hold rubbish */
-            memset(&sums, 0, sizeof sums);
-            memset(&terms, 0, sizeof terms);
-        }
-        if (one_pass) {
-            run(PASS_KL, &g, 0, length, &terms);
-            good = finish_kl(&terms, problem, floats, values);
-        } else if (op == FKL_WASSERSTEIN) {
-            run(PASS_SUMS_EXACT, &g, 0, length, &sums);
-            good = prepare(&g, &sums, 1, low, high);
-            wasserstein(&g, values);
-        } else {
-            g.ahead = first > 0 && small ? 0 : AHEAD;
+    /* Several groups' sums before their results: the divisions of one hide behind those of the others. */
+    for (ptrdiff_t first = 0; first < n_rows; first += GROUPS * together) {
+        struct totals terms[GROUPS];
+        double values[GROUPS][LANES];
+        unsigned good[GROUPS];
+        int counts[GROUPS], groups = 0;
+        for (ptrdiff_t at = first; groups < GROUPS && at < n_rows; at += together, groups++) {
+            struct group g;
+            struct totals sums;
+            const int count = counts[groups] = (int)(n_rows - at < together ? n_rows - at : together);
+            start_group(&g, p, q, at, count, problem, type, order, scratch);
+            if (across) {
+                pack_across(&g.p, count, 0, length);
+                if (p == q)
+                    g.q.tile = g.p.tile;
+                else
+                    pack_across(&g.q, count, 0, length);
+            }
+            if (count < LANES) { /* lanes without a row must not hold rubbish */
+                memset(&sums, 0, sizeof sums);
+                memset(&terms[groups], 0, sizeof terms[groups]);
+            }
+            if (one_pass) {
+                run(PASS_KL, &g, 0, length, &terms[groups]);
+                continue;
+            }
+            g.ahead = at > 0 && small ? 0 : AHEAD;
             run(sums_pass, &g, 0, length, &sums);
-            good = prepare(&g, &sums, exact, low, high);
+            good[groups] = prepare(&g, &sums, exact, low, high);
             g.ahead = AHEAD;
-            run(terms_pass, &g, 0, length, &terms);
+            if (op == FKL_WASSERSTEIN) {
+                wasserstein(&g, values[groups]);
+                continue;
+            }
+            run(terms_pass, &g, 0, length, &terms[groups]);
             if (op == FKL_RENYI)
                 for (int i = 0; i < count; i++) {
-                    values[i] = good >> i & 1 ? finish_renyi(&g, &terms, i) : 0.0;
-                    good &= ~((unsigned)renyi_overflows(&g, &terms, i) << i);
+                    values[groups][i] = good[groups] >> i & 1 ? finish_renyi(&g, &terms[groups], i) : 0.0;
+                    good[groups] &= ~((unsigned)renyi_overflows(&g, &terms[groups], i) << i);
                 }
             else
-                good &= finish(op, terms_pass, floats, &g, &terms, &sums, 0, values);
+                good[groups] &= finish(op, terms_pass, floats, &g, &terms[groups], &sums, 0, values[groups]);
         }
-        for (int i = 0; i < count; i++) {
-            if (FKL_LIKELY(good >> i & 1))
-                result[first + i] = values[i];
-            else
-                result[first + i] = exact_row(op, p, q, first + i, problem, order, scratch);
-        }
+        if (one_pass)
+            for (int i = 0; i < groups; i++)
+                good[i] = finish_kl(&terms[i], problem, floats, values[i]);
+        ptrdiff_t row = first;
+        for (int i = 0; i < groups; i++)
+            for (int j = 0; j < counts[i]; j++, row++)
+                result[row] = FKL_LIKELY(good[i] >> j & 1) ? values[i][j]
+                                                           : exact_row(op, p, q, row, problem, order, scratch);
     }
 }

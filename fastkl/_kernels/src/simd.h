@@ -287,6 +287,43 @@ FKL_INLINE vf vf_madd(vf a, vf b, vf c) { return vf_fma(a, b, c); }
 #endif
 #endif
 
+/* ---- transposition ---------------------------------------------------------------------------------------------- */
+
+/* A square of VD by VD doubles, in place: vector i becomes the i-th elements of all. */
+FKL_INLINE void vd_transpose(vd r[VD])
+{
+#if VD == 8
+    __m512d t[8], s[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm512_unpacklo_pd((__m512d)r[i], (__m512d)r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_pd((__m512d)r[i], (__m512d)r[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) { /* t[i], t[i + 2], t[i + 4], t[i + 6] hold columns i, i + 2, i + 4, i + 6 by pairs */
+        s[0] = _mm512_shuffle_f64x2(t[i], t[i + 2], 0x88);
+        s[1] = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0x88);
+        s[2] = _mm512_shuffle_f64x2(t[i], t[i + 2], 0xdd);
+        s[3] = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0xdd);
+        r[i] = (vd)_mm512_shuffle_f64x2(s[0], s[1], 0x88);
+        r[i + 4] = (vd)_mm512_shuffle_f64x2(s[0], s[1], 0xdd);
+        r[i + 2] = (vd)_mm512_shuffle_f64x2(s[2], s[3], 0x88);
+        r[i + 6] = (vd)_mm512_shuffle_f64x2(s[2], s[3], 0xdd);
+    }
+#elif VD == 4
+    __m256d low0 = _mm256_unpacklo_pd((__m256d)r[0], (__m256d)r[1]), high0 = _mm256_unpackhi_pd((__m256d)r[0], (__m256d)r[1]);
+    __m256d low1 = _mm256_unpacklo_pd((__m256d)r[2], (__m256d)r[3]), high1 = _mm256_unpackhi_pd((__m256d)r[2], (__m256d)r[3]);
+    r[0] = (vd)_mm256_permute2f128_pd(low0, low1, 0x20);
+    r[1] = (vd)_mm256_permute2f128_pd(high0, high1, 0x20);
+    r[2] = (vd)_mm256_permute2f128_pd(low0, low1, 0x31);
+    r[3] = (vd)_mm256_permute2f128_pd(high0, high1, 0x31);
+#elif VD == 2
+    vd first = {r[0][0], r[1][0]}, second = {r[0][1], r[1][1]};
+    r[0] = first;
+    r[1] = second;
+#else
+    (void)r;
+#endif
+}
+
 /* ---- conversions ----------------------------------------------------------------------------------------------- */
 
 /* Small signed integers (|k| < 2^51), held in 64-bit lanes, as doubles: adding the bits of 1.5 * 2^52 puts k into the
