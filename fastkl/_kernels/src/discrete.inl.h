@@ -3,7 +3,7 @@
  * A row kernel is a *pass* or two over the row: `element()` holds what each pass does with one vector of p and one of
  * q, and is the one place where a divergence's formula stands. What is around it is common to all of them:
  *
- *   pass_along()    one row, the vector running along the row (K > FKL_ACROSS);
+ *   add_block()     up to 256 elements of one row, the vector running along the row; pass_along() for longer rows;
  *   pass_across()   eight short rows, one row per lane;
  *   prepare()       the row sums and from them c = sum(p)/sum(q), as two doubles;
  *   finish()        sums of terms -> results, eight rows at once, with the mask of those it vouches for;
@@ -73,7 +73,7 @@ struct vcontext {
 
 FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
 
-/* ---- the terms -------------------------------------------------------------------------------------------------- */
+/* ---- the terms -------------------------------------------------------------------------------------------- */
 
 /* One vector of terms of p and q, added to acc[0..SUMS-1]. dense: no element is below SMALLEST. *special collects the
  * bits of every one that is, unless it is 0: a row in which any bit is set (tiny or negative) is judged element by
@@ -223,7 +223,10 @@ struct fcontext {
 };
 
 /* c q as the nearest float; what has underflowed counts as 0. */
-FKL_INLINE vf scaled_float(const enum pass pass, vf q, const struct fcontext *c) { return pass == PASS_JS_HALF ? c->c * q : q; }
+FKL_INLINE vf scaled_float(const enum pass pass, vf q, const struct fcontext *c)
+{
+    return pass == PASS_JS_HALF ? c->c * q : q;
+}
 
 FKL_INLINE vf element_float(const enum pass pass, const int dense, vf p, vf q, const struct fcontext *c, vi *special)
 {
@@ -256,7 +259,7 @@ FKL_INLINE vf element_float(const enum pass pass, const int dense, vf p, vf q, c
 #define FKL_FLOAT_KERNELS 0
 #endif
 
-/* ---- one row, along ---------------------------------------------------------------------------------------------- */
+/* ---- one row, along ---------------------------------------------------------------------------------------- */
 
 /* What a pass has summed of a row so far: block sums and, in `low`, what adding them up lost. */
 struct sums {
@@ -645,21 +648,19 @@ FKL_INLINE void total_row(const enum pass pass, const struct sums *s, struct tot
             return;
     }
     for (int k = 0; k < (pass == PASS_DIFFERENCE ? 1 : count); k++) {
-        if (maximum && k == 2)
-        {
+        if (maximum && k == 2) {
             vd parts[PARTS];
             for (int j = 0; j < PARTS; j++)
                 parts[j] = vd_load(&s->high[k][j * VD]);
             t->sum[k][row] = vd_max_lanes(parts);
-        }
-        else {
+        } else {
             double high = add_lanes(s->high[k]); /* where it is infinite, what adding it up lost is NaN */
             t->sum[k][row] = s->blocks > 1 && !isinf(high) ? high + add_lanes(s->low[k]) : high;
         }
     }
 }
 
-/* ---- a group of up to eight rows ----------------------------------------------------------------------------------- */
+/* ---- a group of up to eight rows ----------------------------------------------------------------------------- */
 
 /* One operand's rows of a group, and the tile its elements are packed into where they are not contiguous. */
 struct side {
@@ -698,7 +699,7 @@ FKL_INLINE void transpose_in(const enum fkl_type type, const char *from, ptrdiff
 }
 
 /* The elements [start, start + n) of the group's rows, as doubles or as the row type itself, contiguous per row. */
-static void pack(const enum fkl_type row_type, const struct side *side, int count, ptrdiff_t start, ptrdiff_t n,
+static FKL_NOINLINE void pack(const enum fkl_type row_type, const struct side *side, int count, ptrdiff_t start, ptrdiff_t n,
                  ptrdiff_t tile_length)
 {
     const fkl_rows *rows = side->rows;
@@ -879,7 +880,7 @@ static void run_across(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff
     run_pass_typed(FKL_F64, 1, pass, g, begin, end, t);
 }
 
-/* ---- from sums to results ------------------------------------------------------------------------------------------ */
+/* ---- from sums to results ------------------------------------------------------------------------------------ */
 
 /* The pass that sums an operation's terms once c is known. */
 FKL_INLINE enum pass term_pass(enum fkl_op op, const fkl_problem *problem, int exact)
@@ -1079,7 +1080,7 @@ static double finish_renyi(const struct group *g, const struct totals *t, int la
     return renyi_value(problem, first_lane(logarithm) / (alpha - 1.0));
 }
 
-/* ---- rows, one at a time, exactly ---------------------------------------------------------------------------------- */
+/* ---- rows, one at a time, exactly ---------------------------------------------------------------------------- */
 
 static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, ptrdiff_t first, int count,
                         const fkl_problem *problem, enum fkl_type type, double order, void *scratch)
@@ -1169,11 +1170,11 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
     return careful(op, p, q, row, problem);
 }
 
-/* ---- blocks of rows -------------------------------------------------------------------------------------------------- */
+/* ---- blocks of rows -------------------------------------------------------------------------------------------- */
 
 /* The elements [start, start + n) of the group's rows into the tile as doubles, transposed: eight rows' first elements,
  * then their second ones, and so on; lanes without a row hold zeros. */
-static void pack_across(const struct side *side, int count, ptrdiff_t start, ptrdiff_t n)
+static FKL_NOINLINE void pack_across(const struct side *side, int count, ptrdiff_t start, ptrdiff_t n)
 {
     const fkl_rows *rows = side->rows;
     const char *base = rows->data + side->first * rows->row_stride + start * rows->item_stride;
@@ -1239,7 +1240,9 @@ static void wasserstein(struct group *g, double *result)
             vd area = vd_load(&state[2][j]), area_low = vd_load(&state[3][j]);
             for (ptrdiff_t i = 0; i < n; i++) {
                 const ptrdiff_t bin = start + i;
-                double gap = bin == 0 ? 0.0 : problem->positions ? problem->positions[bin] - problem->positions[bin - 1] : 1.0;
+                double gap = bin == 0 ? 0.0 : 1.0;
+                if (bin > 0 && problem->positions)
+                    gap = problem->positions[bin] - problem->positions[bin - 1];
                 vd x = vd_load(p + i * LANES + j), y = vd_load(q + i * LANES + j), scaled, low, n0, lost;
                 vd_two_sum(area, vd_abs(ahead + ahead_low) * vd_set(gap), &area, &lost);
                 area_low += lost;
@@ -1308,7 +1311,9 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
     const int floats = FKL_FLOAT_KERNELS && !across && type != FKL_F64 && (one_pass || terms_pass == PASS_JS_HALF);
     /* Where c enters in first order, or times a large alpha, it must be known to twice the precision. */
     const int exact = op == FKL_TOTAL_VARIATION || op == FKL_RENYI || op == FKL_WASSERSTEIN;
-    const enum pass sums_pass = exact ? PASS_SUMS_EXACT : op == FKL_JS || op == FKL_JS_DISTANCE ? PASS_SUMS : PASS_SUMS_MAX;
+    const enum pass sums_pass = exact                                     ? PASS_SUMS_EXACT
+                                : op == FKL_JS || op == FKL_JS_DISTANCE ? PASS_SUMS
+                                                                        : PASS_SUMS_MAX;
     const double low = floats ? SUM_LOW_FLOAT : SUM_LOW, high = floats ? SUM_HIGH_FLOAT : SUM_HIGH;
     /* Rows that are passed over twice go in groups that stay in the cache in between. */
     ptrdiff_t together = 131072 / (length * type_size(type));

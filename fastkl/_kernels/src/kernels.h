@@ -44,7 +44,10 @@ typedef void fkl_pair_kernel(int operation, int row_type, const fkl_rows *p, con
 #define FKL_TILE_ROWS 8
 #define FKL_TILE_LENGTH 4096 /* elements of a row in the scratch tile at a time: a multiple of the summation block */
 /* The scratch tiles of p and q: FKL_TILE_ROWS rows of as many elements as are packed at a time. */
-static inline ptrdiff_t fkl_tile_length(ptrdiff_t length) { return length < FKL_TILE_LENGTH ? length : FKL_TILE_LENGTH; }
+static inline ptrdiff_t fkl_tile_length(ptrdiff_t length)
+{
+    return length < FKL_TILE_LENGTH ? length : FKL_TILE_LENGTH;
+}
 static inline size_t fkl_scratch_bytes(ptrdiff_t length)
 {
     return (size_t)(2 * FKL_TILE_ROWS * 8) * (size_t)fkl_tile_length(length);

@@ -26,11 +26,13 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define FKL_INLINE static inline __attribute__((always_inline, unused))
+#define FKL_NOINLINE __attribute__((noinline))
 #define FKL_UNROLL _Pragma("GCC unroll 8")
 #define FKL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define fkl_prefetch(address) __builtin_prefetch((address), 0, 3)
 #else
 #define FKL_INLINE static inline
+#define FKL_NOINLINE
 #define FKL_UNROLL
 #define FKL_LIKELY(x) (x)
 #define fkl_prefetch(address) ((void)(address))
@@ -309,8 +311,10 @@ FKL_INLINE void vd_transpose(vd r[VD])
         r[i + 6] = (vd)_mm512_shuffle_f64x2(s[2], s[3], 0xdd);
     }
 #elif VD == 4
-    __m256d low0 = _mm256_unpacklo_pd((__m256d)r[0], (__m256d)r[1]), high0 = _mm256_unpackhi_pd((__m256d)r[0], (__m256d)r[1]);
-    __m256d low1 = _mm256_unpacklo_pd((__m256d)r[2], (__m256d)r[3]), high1 = _mm256_unpackhi_pd((__m256d)r[2], (__m256d)r[3]);
+    __m256d low0 = _mm256_unpacklo_pd((__m256d)r[0], (__m256d)r[1]);
+    __m256d low1 = _mm256_unpacklo_pd((__m256d)r[2], (__m256d)r[3]);
+    __m256d high0 = _mm256_unpackhi_pd((__m256d)r[0], (__m256d)r[1]);
+    __m256d high1 = _mm256_unpackhi_pd((__m256d)r[2], (__m256d)r[3]);
     r[0] = (vd)_mm256_permute2f128_pd(low0, low1, 0x20);
     r[1] = (vd)_mm256_permute2f128_pd(high0, high1, 0x20);
     r[2] = (vd)_mm256_permute2f128_pd(low0, low1, 0x31);
