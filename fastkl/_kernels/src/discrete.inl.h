@@ -1035,8 +1035,7 @@ static unsigned finish(enum fkl_op op, enum pass pass, int floats, const struct 
     return exact || !problem->normalize ? 0xffu : good;
 }
 
-/* log(whole/(whole + part)) / (alpha - 1) and its like: a value that is >= 0 in exact arithmetic if the rows are
- * normalised, in the base asked for. */
+/* A divergence in nats, in the base asked for; of normalised rows it is >= 0, whatever rounding has left of a 0. */
 FKL_INLINE double renyi_value(const fkl_problem *problem, double value)
 {
     return (problem->normalize && !(value > 0.0) ? 0.0 : value) / problem->log_base;

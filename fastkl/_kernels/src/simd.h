@@ -114,22 +114,18 @@ FKL_INLINE md vd_lt(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d
 FKL_INLINE md vd_le(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ); }
 FKL_INLINE md vd_eq(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ); }
 FKL_INLINE mf vf_lt(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
-FKL_INLINE mf vf_eq(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
 FKL_INLINE vd vd_select(md m, vd a, vd b) { return (vd)_mm512_mask_blend_pd(m, (__m512d)b, (__m512d)a); }
 FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return (vi)_mm512_mask_or_epi64((__m512i)a, m, (__m512i)a, (__m512i)b); }
 FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return (vw)_mm512_mask_or_epi32((__m512i)a, m, (__m512i)a, (__m512i)b); }
-FKL_INLINE vi vi_and_where(md m, vi a) { return (vi)_mm512_maskz_mov_epi64(m, (__m512i)a); }
 FKL_INLINE md md_or(md a, md b) { return (md)(a | b); }
 FKL_INLINE md md_and(md a, md b) { return (md)(a & b); }
-FKL_INLINE md md_not(md a) { return (md)~a; }
 FKL_INLINE mf mf_or(mf a, mf b) { return (mf)(a | b); }
 FKL_INLINE int md_any(md m) { return m != 0; }
 FKL_INLINE int mf_any(mf m) { return m != 0; }
 FKL_INLINE unsigned md_lanes(md m) { return m; }
 FKL_INLINE vd vd_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)a, (__m512d)b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return (vd)_mm512_min_pd((__m512d)a, (__m512d)b); }
-FKL_INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 FKL_INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 FKL_INLINE vd vd_sqrt(vd a) { return (vd)_mm512_sqrt_pd((__m512d)a); }
 FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
@@ -141,22 +137,18 @@ FKL_INLINE md vd_lt(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _
 FKL_INLINE md vd_le(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LE_OQ); }
 FKL_INLINE md vd_eq(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_EQ_OQ); }
 FKL_INLINE mf vf_lt(vf a, vf b) { return _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ); }
-FKL_INLINE mf vf_eq(vf a, vf b) { return _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_EQ_OQ); }
 FKL_INLINE vd vd_select(md m, vd a, vd b) { return (vd)_mm256_blendv_pd((__m256d)b, (__m256d)a, m); }
 FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, m); }
 FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return a | ((vi)m & b); }
 FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | ((vw)m & b); }
-FKL_INLINE vi vi_and_where(md m, vi a) { return (vi)m & a; }
 FKL_INLINE md md_or(md a, md b) { return _mm256_or_pd(a, b); }
 FKL_INLINE md md_and(md a, md b) { return _mm256_and_pd(a, b); }
-FKL_INLINE md md_not(md a) { return (md) ~(vi)a; }
 FKL_INLINE mf mf_or(mf a, mf b) { return _mm256_or_ps(a, b); }
 FKL_INLINE int md_any(md m) { return _mm256_movemask_pd(m) != 0; }
 FKL_INLINE int mf_any(mf m) { return _mm256_movemask_ps(m) != 0; }
 FKL_INLINE unsigned md_lanes(md m) { return (unsigned)_mm256_movemask_pd(m); }
 FKL_INLINE vd vd_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)a, (__m256d)b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return (vd)_mm256_min_pd((__m256d)a, (__m256d)b); }
-FKL_INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 FKL_INLINE vf vf_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 FKL_INLINE vd vd_sqrt(vd a) { return (vd)_mm256_sqrt_pd((__m256d)a); }
 FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
@@ -167,12 +159,10 @@ typedef vi md;
 typedef vw mf;
 #define FKL_MASK(comparison) ((vi)(comparison))
 FKL_INLINE mf vf_lt(vf a, vf b) { return (vw)(a < b); }
-FKL_INLINE mf vf_eq(vf a, vf b) { return (vw)(a == b); }
 FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)((m & (vw)a) | (~m & (vw)b)); }
 FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | (m & b); }
 FKL_INLINE mf mf_or(mf a, mf b) { return a | b; }
 FKL_INLINE int mf_any(mf m) { vi x = (vi)m; return (x[0] | x[1]) != 0; }
-FKL_INLINE vf vf_max(vf a, vf b) { return vf_select(vf_lt(b, a), a, b); }
 FKL_INLINE vf vf_min(vf a, vf b) { return vf_select(vf_lt(a, b), a, b); }
 #else
 typedef uint64_t md;
@@ -183,10 +173,8 @@ FKL_INLINE md vd_le(vd a, vd b) { return FKL_MASK(a <= b); }
 FKL_INLINE md vd_eq(vd a, vd b) { return FKL_MASK(a == b); }
 FKL_INLINE vd vd_select(md m, vd a, vd b) { return vi_double((m & vd_bits(a)) | (~m & vd_bits(b))); }
 FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return a | (m & b); }
-FKL_INLINE vi vi_and_where(md m, vi a) { return m & a; }
 FKL_INLINE md md_or(md a, md b) { return a | b; }
 FKL_INLINE md md_and(md a, md b) { return a & b; }
-FKL_INLINE md md_not(md a) { return ~a; }
 FKL_INLINE vd vd_max(vd a, vd b) { return vd_select(vd_lt(b, a), a, b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return vd_select(vd_lt(a, b), a, b); }
 #if VD > 1
@@ -329,13 +317,6 @@ FKL_INLINE void vd_transpose(vd r[VD])
 }
 
 /* ---- conversions ----------------------------------------------------------------------------------------------- */
-
-/* Small signed integers (|k| < 2^51), held in 64-bit lanes, as doubles: adding the bits of 1.5 * 2^52 puts k into the
- * mantissa, where no instruction of AVX-512DQ is needed and GCC has no chance to leave a scalar loop. */
-FKL_INLINE vd vi_to_double(vi k)
-{
-    return vi_double(k + vi_set(UINT64_C(0x4338000000000000))) - vd_set(6755399441055744.0);
-}
 
 /* VD floats as doubles. */
 #if VD == 1
