@@ -28,18 +28,19 @@ SOURCE = KERNELS / "src"
 # subnormal numbers off for the whole process.
 C_FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
-# Scheduling before registers are allotted lets the chains of two vectors overlap: a few per cent.
-AVX2 = ["-mavx2", "-mfma", "-mf16c", "-fschedule-insns", "-fsched-pressure"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+# Scheduling before registers are allotted: a few per cent with the 32 registers of AVX-512, a loss with 16.
+SCHEDULING = ["-fschedule-insns", "-fsched-pressure"]
 LEVELS = {
     "x86": {
         "baseline": [],
         "avx2": AVX2,
-        "avx512": [*AVX2, "-mavx512f", "-mavx512cd", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+        "avx512": [*AVX512, *SCHEDULING],
     },
     "arm": {"neon": []},
     "other": {"baseline": []},
 }
-OPTIONAL = {"-fschedule-insns", "-fsched-pressure"}  # GCC's, a matter of speed alone
 
 
 def family():
@@ -59,7 +60,7 @@ class BuildExtensions(build_ext):
         warnings = ["-Werror"] if os.environ.get("FASTKL_WERROR") == "1" else []
         levels = {}
         for name, flags in LEVELS[family()].items():
-            flags = [flag for flag in flags if flag not in OPTIONAL or self.accepts([flag])]
+            flags = [flag for flag in flags if flag not in SCHEDULING or self.accepts([flag])]
             if self.accepts(flags):
                 levels[name] = flags
         for extension in self.extensions:

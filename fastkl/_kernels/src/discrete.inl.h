@@ -30,6 +30,9 @@
 #define AHEAD 8192
 /* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
 #define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
+/* Is the next vector's term begun before the last one's is ended? Narrow registers make many instructions, and the
+ * processor does not see far enough ahead of itself; wide ones leave it no need. */
+#define BEGIN_EARLY (VD == 4)
 
 /* Elements below this (but for 0) and row sums out of this range are for careful.c: with them a product with c, or a
  * term that matters, could overflow or lose bits to underflow. */
@@ -75,47 +78,106 @@ FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
 
 /* ---- the terms -------------------------------------------------------------------------------------------- */
 
-/* One vector of terms of p and q, added to acc[0..SUMS-1]. dense: no element is below SMALLEST. *special collects the
- * bits of every one that is, unless it is 0: a row in which any bit is set (tiny or negative) is judged element by
- * element elsewhere. NaN and infinity need no test: they reach the sums. */
-FKL_INLINE void element(const enum pass pass, const int dense, vd p, vd q, const struct vcontext *c, vd acc[SUMS],
-                        vi *special)
+/* Does the pass compare p with c q? */
+FKL_INLINE int pass_scales(const enum pass pass)
 {
-    const vd zero = vd_set(0.0), smallest = vd_set(SMALLEST);
+    return !(pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
+             pass == PASS_SUPPORT || pass == PASS_CROSS);
+}
 
-    if (pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL) {
-        if (pass == PASS_SUMS_EXACT) {
-            vd lost;
-            vd_two_sum(acc[0], p, &acc[0], &lost);
-            acc[3] += lost;
-            vd_two_sum(acc[1], q, &acc[1], &lost);
-            acc[4] += lost;
-            vd difference, error;
-            vd_two_sum(p, -q, &difference, &error);
-            vd_two_sum(acc[2], difference, &acc[2], &lost);
-            acc[5] += lost + error;
-        } else {
-            acc[pass == PASS_KL ? 1 : 0] += p;
-            acc[pass == PASS_KL ? 2 : 1] += q;
-        }
+/* c q to twice the precision: the nearest double, and in *low what its rounding has lost. */
+FKL_INLINE vd scaled(vd q, const struct vcontext *c, vd *low)
+{
+    vd product;
+    vd_two_product(c->c, q, &product, low);
+    *low = vd_madd(c->c_low, q, *low);
+    return product;
+}
+
+/* The sums of the elements themselves, in the passes that take them. */
+FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
+{
+    if (pass == PASS_SUMS_EXACT) {
+        vd difference, error, lost;
+        vd_two_sum(acc[0], p, &acc[0], &lost);
+        acc[3] += lost;
+        vd_two_sum(acc[1], q, &acc[1], &lost);
+        acc[4] += lost;
+        vd_two_sum(p, -q, &difference, &error);
+        vd_two_sum(acc[2], difference, &acc[2], &lost);
+        acc[5] += lost + error;
+    } else if (pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_KL) {
+        acc[pass == PASS_KL ? 1 : 0] += p;
+        acc[pass == PASS_KL ? 2 : 1] += q;
         if (pass == PASS_SUMS_MAX)
             acc[2] = vd_max(acc[2], q);
-        if (dense) {
-            if (pass == PASS_KL)
-                acc[0] += vd_phi(p, q);
-            return;
-        }
-        md no_p = vd_lt(p, smallest), no_q = vd_lt(q, smallest);
-        /* Twice the bits: the sign falls off, and -0.0 is a 0 like the other. */
-        *special = vi_or_where(no_p, *special, vd_bits(p) + vd_bits(p));
-        *special = vi_or_where(no_q, *special, vd_bits(q) + vd_bits(q));
-        if (pass == PASS_KL) {
-            md none = md_or(no_p, no_q);
-            vd term = vd_phi(vd_select(none, vd_set(1.0), p), vd_select(none, vd_set(1.0), q));
-            acc[0] += vd_select(none, vd_select(no_p, q, vd_infinity()), term);
-        }
-        return;
     }
+}
+
+/* Passes whose arithmetic takes positive elements for granted: a branch, taken only where there are others, puts 1 in
+ * both places of such a pair and adds its term by itself. */
+FKL_INLINE int pass_wants_positive(const enum pass pass)
+{
+    return pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
+           pass == PASS_JS_HALF;
+}
+
+/* That branch. *special collects the bits of every element below SMALLEST but for 0: a row in which any is set (tiny or
+ * negative numbers) is judged element by element elsewhere. NaN and infinity need no test: they reach the sums. */
+FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term, vi *special)
+{
+    const vd zero = vd_set(0.0), one = vd_set(1.0), smallest = vd_set(SMALLEST);
+    md no_p, no_q;
+    if (pass == PASS_JS_HALF) {
+        no_p = vd_eq(*p, zero), no_q = vd_eq(*q, zero);
+        *low = vd_select(no_p, zero, *low);
+        *term += vd_select(md_or(no_p, no_q), (*p + *q) * vd_set(FKL_LN2), zero); /* phi(x, x/2) + phi(0, x/2) */
+    } else {
+        no_p = vd_lt(*p, smallest), no_q = vd_lt(*q, smallest);
+        /* Twice the bits: the sign falls off, and -0.0 is a 0 like the other. */
+        *special = vi_or_where(no_p, *special, vd_bits(*p) + vd_bits(*p));
+        *special = vi_or_where(no_q, *special, vd_bits(*q) + vd_bits(*q));
+        if (pass != PASS_KL)
+            return;
+        *term += vd_select(no_p, *q, vd_select(no_q, vd_infinity(), zero));
+    }
+    *p = vd_select(md_or(no_p, no_q), one, *p);
+    *q = vd_select(md_or(no_p, no_q), one, *q);
+}
+
+/* The passes whose terms are begun and ended apart, and a vector of such terms in between: that of JS is a sum of two. */
+FKL_INLINE int pass_begins(const enum pass pass) { return pass == PASS_KL || pass == PASS_JS_HALF; }
+
+struct begun {
+    struct vd_begun first, second;
+};
+
+FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
+{
+    struct begun x = {vd_begin_phi(p, q), {vd_set(0.0), vd_set(0.0), vd_set(0.0), vd_set(0.0)}};
+    if (pass == PASS_JS_HALF) {
+        /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
+         * finish() vouches only for results that are large against that. */
+        vd m = vd_half(p + q);
+        x.first = vd_begin_phi(p, m);
+        x.second = vd_begin_phi_shifted(q, m, low);
+        x.second.far += x.first.far;
+    }
+    return x;
+}
+
+FKL_INLINE vd end(const enum pass pass, struct begun x)
+{
+    if (pass == PASS_JS_HALF)
+        x.first.far = vd_end(x.second);
+    return vd_end(x.first);
+}
+
+/* One vector of terms of p and q of the other passes, added to acc[0..SUMS-1]; low: see scaled(). */
+FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct vcontext *c, vd acc[SUMS])
+{
+    const vd zero = vd_set(0.0);
+
     if (pass == PASS_SUPPORT) {
         md no_p = vd_eq(p, zero);
         acc[0] += vd_select(no_p, zero, q);
@@ -129,34 +191,13 @@ FKL_INLINE void element(const enum pass pass, const int dense, vd p, vd q, const
         return;
     }
 
-    /* The rest compares p with c q. Here q is the nearest double to it and q + low the value to twice the precision;
-     * n = p - c q keeps its last bits however close the two are. */
-    vd low, scaled;
-    vd_two_product(c->c, q, &scaled, &low);
-    low = vd_madd(c->c_low, q, low);
-    q = scaled;
+    /* The rest compares p with c q: n = p - c q keeps its last bits however close the two are. */
     vd n = (p - q) - low;
 
     if (pass == PASS_VARIATION) {
         vd kept = vd_select(vd_lt(c->half, p), zero, n);
         acc[0] += vd_max(kept, zero);
         acc[1] += vd_max(-kept, zero);
-        return;
-    }
-    if (pass == PASS_JS_HALF) {
-        /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
-         * finish() vouches only for results that are large against that. In phi(c q, m) the low half of c q counts only
-         * while the two are within an octave, so it needs no scaling. */
-        vd m = vd_set(0.5) * (p + q);
-        if (dense) {
-            acc[0] += vd_phi(p, m) + vd_phi_shifted(q, m, low);
-            return;
-        }
-        md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero), empty = vd_eq(m, zero);
-        m = vd_select(empty, vd_set(1.0), m); /* phi(0, m) = m */
-        vd phi_p = vd_select(no_p, m, vd_phi(vd_select(no_p, m, p), m));
-        vd phi_q = vd_select(no_q, m, vd_phi_shifted(vd_select(no_q, m, q), m, low));
-        acc[0] += vd_select(empty, zero, phi_p + phi_q);
         return;
     }
     md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero), none = md_or(no_p, no_q);
@@ -222,38 +263,43 @@ struct fcontext {
     vf c, c_low;
 };
 
-/* c q as the nearest float; what has underflowed counts as 0. */
-FKL_INLINE vf scaled_float(const enum pass pass, vf q, const struct fcontext *c)
+/* c q as the nearest float, and in *low what its rounding has lost. What has underflowed counts as 0. */
+FKL_INLINE vf scaled_float(vf q, const struct fcontext *c, vf *low)
 {
-    return pass == PASS_JS_HALF ? c->c * q : q;
+    vf product = c->c * q;
+    *low = vf_madd(c->c_low, q, vf_fma(c->c, q, -product));
+    return product;
 }
 
-FKL_INLINE vf element_float(const enum pass pass, const int dense, vf p, vf q, const struct fcontext *c, vi *special)
+/* The branch for elements that are not positive normal floats: see set_aside(). */
+FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf *term, vi *special)
 {
     const vf zero = vf_set(0.0f), one = vf_set(1.0f), smallest = vf_set(SMALLEST_FLOAT);
-
+    mf no_p = vf_lt(*p, smallest), no_q = vf_lt(*q, smallest);
     if (pass == PASS_JS_HALF) {
-        vf scaled = scaled_float(pass, q, c);
-        vf low = vf_madd(c->c_low, q, vf_fma(c->c, q, -scaled));
-        vf m = vf_set(0.5f) * (p + scaled);
-        if (dense)
-            return vf_phi(p, m) + vf_phi_shifted(scaled, m, low);
-        mf no_p = vf_lt(p, smallest), no_q = vf_lt(scaled, smallest), empty = vf_lt(m, smallest);
-        m = vf_select(empty, one, m);
-        vf phi_p = vf_select(no_p, m, vf_phi(vf_select(no_p, m, p), m));
-        vf phi_q = vf_select(no_q, m, vf_phi_shifted(vf_select(no_q, m, scaled), m, low));
-        return vf_select(empty, zero, phi_p + phi_q);
+        *low = vf_select(mf_or(no_p, no_q), zero, *low);
+        *term += vf_select(mf_or(no_p, no_q), (*p + *q) * vf_set((float)FKL_LN2), zero);
+    } else {
+        vw bits = vw_or_where(no_p, vw_set(0), vf_bits(*p) + vf_bits(*p));
+        *special |= (vi)vw_or_where(no_q, bits, vf_bits(*q) + vf_bits(*q));
+        if (pass != PASS_KL)
+            return;
+        *term += vf_select(no_p, *q, vf_select(no_q, vf_set(INFINITY), zero));
     }
-    if (dense)
-        return pass == PASS_KL ? vf_phi(p, q) : zero;
-    mf no_p = vf_lt(p, smallest), no_q = vf_lt(q, smallest);
-    vw bits = vw_or_where(no_p, vw_set(0), vf_bits(p) + vf_bits(p));
-    *special |= (vi)vw_or_where(no_q, bits, vf_bits(q) + vf_bits(q));
-    if (pass == PASS_SUMS)
-        return zero;
-    mf none = mf_or(no_p, no_q);
-    vf term = vf_phi(vf_select(none, one, p), vf_select(none, one, q));
-    return vf_select(none, vf_select(no_p, q, vf_set(INFINITY)), term);
+    *p = vf_select(mf_or(no_p, no_q), one, *p);
+    *q = vf_select(mf_or(no_p, no_q), one, *q);
+}
+
+/* One vector of terms; low: what the rounding of c q has lost. */
+FKL_INLINE vf element_float(const enum pass pass, vf p, vf q, vf low)
+{
+    if (pass == PASS_KL)
+        return vf_phi(p, q);
+    vf m = vf_half(p + q);
+    struct vf_begun first = vf_begin_phi(p, m), second = vf_begin_phi_shifted(q, m, low);
+    second.far += first.far;
+    first.far = vf_end(second);
+    return vf_end(first);
 }
 #else
 #define FKL_FLOAT_KERNELS 0
@@ -341,9 +387,22 @@ FKL_INLINE ptrdiff_t part_length(ptrdiff_t n, ptrdiff_t first, ptrdiff_t width)
     return n < 0 ? 0 : n > width ? width : n;
 }
 
+/* The sums of one register out of those of all, and back. */
+FKL_INLINE void take(vd acc[SUMS][PARTS], const int part, vd a[SUMS])
+{
+    for (int k = 0; k < SUMS; k++)
+        a[k] = acc[k][part];
+}
+FKL_INLINE void give(vd acc[SUMS][PARTS], const int part, const vd a[SUMS])
+{
+    for (int k = 0; k < SUMS; k++)
+        acc[k][part] = a[k];
+}
+
 /* `vectors` registers' worth of elements; the last n < LANES of a row where n >= 0. */
 FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
-                            const char *p, const char *q, const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
+                            const char *p, const char *q, const struct vcontext *c, vd acc[SUMS][PARTS], vi *special,
+                            struct begun *last)
 {
     const ptrdiff_t stride = VD * type_size(type);
     vd x[MOST_VECTORS], y[MOST_VECTORS];
@@ -353,31 +412,45 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
         x[j] = n < 0 ? load(type, p + j * stride) : load_part(type, part ? p + j * stride : p, part);
         y[j] = n < 0 ? load(type, q + j * stride) : load_part(type, part ? q + j * stride : q, part);
     }
-    /* One branch for all: rows without zeros are the common case, and their arithmetic is left to overlap. */
-    int dense = 0;
-    if (n < 0 && (pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_KL || pass == PASS_JS_HALF)) {
+    vd low[MOST_VECTORS];
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        vd a[SUMS];
+        take(acc, j % PARTS, a);
+        add_elements(pass, x[j], y[j], a);
+        give(acc, j % PARTS, a);
+        low[j] = vd_set(0.0);
+        if (pass_scales(pass))
+            y[j] = scaled(y[j], c, &low[j]);
+    }
+    if (pass_wants_positive(pass)) {
         vd least = vd_min(x[0], y[0]);
         FKL_UNROLL
         for (int j = 1; j < vectors; j++)
             least = vd_min(least, vd_min(x[j], y[j]));
-        dense = !md_any(vd_lt(least, vd_set(SMALLEST)));
+        if (!FKL_LIKELY(!md_any(vd_lt(least, vd_set(SMALLEST))))) {
+            FKL_UNROLL
+            for (int j = 0; j < vectors; j++)
+                set_aside(pass, &x[j], &y[j], &low[j], &acc[0][j % PARTS], special);
+        }
     }
-#define FKL_ELEMENTS(DENSE)                                                                                            \
-    FKL_UNROLL                                                                                                         \
-    for (int j = 0; j < vectors; j++) {                                                                                \
-        vd a[SUMS];                                                                                                    \
-        for (int k = 0; k < SUMS; k++)                                                                                 \
-            a[k] = acc[k][j % PARTS];                                                                                  \
-        element(pass, DENSE, x[j], y[j], c, a, special);                                                               \
-        for (int k = 0; k < SUMS; k++)                                                                                 \
-            acc[k][j % PARTS] = a[k];                                                                                  \
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        if (pass_begins(pass)) {
+            struct begun next = begin(pass, x[j], y[j], low[j]);
+            if (BEGIN_EARLY) {
+                acc[0][(j + PARTS - 1) % PARTS] += end(pass, *last);
+                *last = next;
+            } else {
+                acc[0][j % PARTS] += end(pass, next);
+            }
+        } else {
+            vd a[SUMS];
+            take(acc, j % PARTS, a);
+            element(pass, x[j], y[j], low[j], c, a);
+            give(acc, j % PARTS, a);
+        }
     }
-    if (FKL_LIKELY(dense)) {
-        FKL_ELEMENTS(1)
-    } else {
-        FKL_ELEMENTS(0)
-    }
-#undef FKL_ELEMENTS
 }
 
 #if FKL_FLOAT_KERNELS
@@ -448,27 +521,29 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
         x[j] = n < 0 ? load_float(type, p + j * stride) : load_float_part(type, part ? p + j * stride : p, part);
         y[j] = n < 0 ? load_float(type, q + j * stride) : load_float_part(type, part ? q + j * stride : q, part);
     }
-    int dense = 0;
-    if (n < 0) {
-        vf least = vf_min(x[0], scaled_float(pass, y[0], c));
+    vf low[MOST_VECTORS];
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        run[1][j % PARTS] += x[j];
+        run[2][j % PARTS] += y[j];
+        low[j] = vf_set(0.0f);
+        if (pass_scales(pass))
+            y[j] = scaled_float(y[j], c, &low[j]);
+    }
+    vf least = vf_min(x[0], y[0]);
+    FKL_UNROLL
+    for (int j = 1; j < vectors; j++)
+        least = vf_min(least, vf_min(x[j], y[j]));
+    if (!FKL_LIKELY(!mf_any(vf_lt(least, vf_set(SMALLEST_FLOAT))))) {
         FKL_UNROLL
-        for (int j = 1; j < vectors; j++)
-            least = vf_min(least, vf_min(x[j], scaled_float(pass, y[j], c)));
-        dense = !mf_any(vf_lt(least, vf_set(SMALLEST_FLOAT)));
+        for (int j = 0; j < vectors; j++)
+            set_aside_float(pass, &x[j], &y[j], &low[j], &run[0][j % PARTS], special);
     }
-#define FKL_ELEMENTS(DENSE)                                                                                            \
-    FKL_UNROLL                                                                                                         \
-    for (int j = 0; j < vectors; j++) {                                                                                \
-        run[0][j % PARTS] += element_float(pass, DENSE, x[j], y[j], c, special);                                       \
-        run[1][j % PARTS] += x[j];                                                                                     \
-        run[2][j % PARTS] += y[j];                                                                                     \
+    if (pass != PASS_SUMS) {
+        FKL_UNROLL
+        for (int j = 0; j < vectors; j++)
+            run[0][j % PARTS] += element_float(pass, x[j], y[j], low[j]);
     }
-    if (FKL_LIKELY(dense)) {
-        FKL_ELEMENTS(1)
-    } else {
-        FKL_ELEMENTS(0)
-    }
-#undef FKL_ELEMENTS
 }
 
 FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
@@ -547,20 +622,24 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
     }
 #endif
     const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
+    struct begun last = {{vd_set(0.0), vd_set(0.0), vd_set(0.0), vd_set(0.0)},
+                         {vd_set(0.0), vd_set(0.0), vd_set(0.0), vd_set(0.0)}}; /* a term that is 0 */
     ptrdiff_t i = 0;
     for (; i + most <= n; i += most) {
         for (ptrdiff_t line = 0; line < most * size; line += 64) {
             fkl_prefetch(p + i * size + line + c->ahead);
             fkl_prefetch(q + i * size + line + c->ahead);
         }
-        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, acc, special);
+        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, acc, special, &last);
     }
     if (most > LANES && i + LANES <= n) {
-        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, acc, special);
+        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, acc, special, &last);
         i += LANES;
     }
     if (i < n)
-        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, acc, special);
+        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, acc, special, &last);
+    if (BEGIN_EARLY && pass_begins(pass))
+        acc[0][PARTS - 1] += end(pass, last);
 }
 
 /* Elements [0, n) of a row, or of a part of one that begins at a multiple of BLOCK, added to s. */
@@ -808,8 +887,18 @@ FKL_INLINE void pass_across(const enum pass pass, const struct group *g, struct 
         vi special = vi_set(0);
         for (int k = 0; k < SUMS; k++)
             acc[k] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
-        for (ptrdiff_t i = 0; i < g->problem->length; i++)
-            element(pass, 0, vd_load(p + i * LANES + j * VD), vd_load(q + i * LANES + j * VD), &c, acc, &special);
+        for (ptrdiff_t i = 0; i < g->problem->length; i++) {
+            vd x = vd_load(p + i * LANES + j * VD), y = vd_load(q + i * LANES + j * VD), low = vd_set(0.0);
+            add_elements(pass, x, y, acc);
+            if (pass_scales(pass))
+                y = scaled(y, &c, &low);
+            if (pass_wants_positive(pass))
+                set_aside(pass, &x, &y, &low, &acc[0], &special);
+            if (pass_begins(pass))
+                acc[0] += end(pass, begin(pass, x, y, low));
+            else
+                element(pass, x, y, low, &c, acc);
+        }
         for (int k = 0; k < count; k++)
             vd_store(&t->sum[k][j * VD], acc[k]);
         uint64_t bits[VD];
@@ -948,17 +1037,16 @@ static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, in
      * eighth of that times the result. */
     const double slack = floats ? 0x1p-22 : 0x1p-50;
     for (int j = 0; j < LANES; j += VD) {
-        const vd one = vd_set(1.0);
+        const vd one = vd_set(1.0), eight = vd_set(8.0);
         vd sum = vd_load(&t->sum[0][j]), p = vd_load(&t->sum[1][j]), q = vd_load(&t->sum[2][j]);
         md fine = md_and(md_and(vd_le(vd_set(low), p), vd_le(p, vd_set(high))),
                          md_and(vd_le(vd_set(low), q), vd_le(q, vd_set(high))));
         vd r = vd_select(fine, q / vd_select(fine, p, one), one);
         vd a = sum / vd_select(fine, p, one);
-        vd off = vd_abs(r - one);
-        /* phi(1, r) is below (r - 1)^2 here, so it takes less than an eighth of a sixteenth off a. */
-        md near = md_and(vd_le(vd_set(8.0) * (off + vd_set(slack)), a), vd_le(off, vd_set(0.0625)));
+        vd off = vd_abs(r - one), excess = vd_phi(one, r);
+        md near = md_and(vd_le(eight * (off + vd_set(slack)), a), vd_le(eight * excess, a));
         md infinite = vd_eq(a, vd_infinity());
-        vd value = vd_select(infinite, a, a - vd_phi(one, r));
+        vd value = vd_select(infinite, a, a - excess);
         vd_store(result + j, value / vd_set(problem->log_base));
         good |= md_lanes(md_and(fine, md_or(near, infinite))) << j;
     }
@@ -1274,6 +1362,99 @@ FKL_INLINE enum fkl_type effective_type(enum fkl_op op, enum fkl_type type, cons
     return narrow && !taken ? FKL_F32 : type;
 }
 
+/* How an operation is carried out on the rows of a block. */
+struct plan {
+    enum fkl_op op;
+    const fkl_rows *p, *q;
+    const fkl_problem *problem;
+    double order;       /* the b of PASS_RENYI */
+    int across;         /* rows are short: eight at a time, one per lane */
+    enum fkl_type type; /* in which rows are read */
+    int floats;         /* sums and terms are taken in float arithmetic */
+    pass_runner *run;
+    enum pass sums_pass, terms_pass;
+    ptrdiff_t together; /* rows in a group */
+    void *scratch;
+};
+
+/* A group of rows, and for short rows their elements. */
+static void open_group(const struct plan *plan, ptrdiff_t first, int count, struct group *g)
+{
+    start_group(g, plan->p, plan->q, first, count, plan->problem, plan->type, plan->order, plan->scratch);
+    if (!plan->across)
+        return;
+    pack_across(&g->p, count, 0, plan->problem->length);
+    if (plan->p == plan->q)
+        g->q.tile = g->p.tile;
+    else
+        pack_across(&g->q, count, 0, plan->problem->length);
+}
+
+/* The results of a group from its sums and then its terms; returns a bit for each row that they are vouched for. */
+static unsigned two_passes(const struct plan *plan, ptrdiff_t first, int count, double result[LANES])
+{
+    const ptrdiff_t length = plan->problem->length;
+    const int exact = plan->sums_pass == PASS_SUMS_EXACT;
+    struct group g;
+    struct totals sums, terms;
+
+    open_group(plan, first, count, &g);
+    if (count < LANES) { /* lanes without a row must not hold rubbish */
+        memset(&sums, 0, sizeof sums);
+        memset(&terms, 0, sizeof terms);
+    }
+    if (first > 0 && plan->together * length * type_size(plan->type) <= AHEAD)
+        g.ahead = 0; /* the group before has asked for this one */
+    plan->run(plan->sums_pass, &g, 0, length, &sums);
+    unsigned good = prepare(&g, &sums, exact, plan->floats ? SUM_LOW_FLOAT : SUM_LOW,
+                            plan->floats ? SUM_HIGH_FLOAT : SUM_HIGH);
+    g.ahead = AHEAD;
+    if (plan->op == FKL_WASSERSTEIN) {
+        wasserstein(&g, result);
+        return good;
+    }
+    plan->run(plan->terms_pass, &g, 0, length, &terms);
+    if (plan->op != FKL_RENYI)
+        return good & finish(plan->op, plan->terms_pass, plan->floats, &g, &terms, &sums, 0, result);
+    for (int i = 0; i < count; i++) {
+        result[i] = good >> i & 1 ? finish_renyi(&g, &terms, i) : 0.0;
+        good &= ~((unsigned)renyi_overflows(&g, &terms, i) << i);
+    }
+    return good;
+}
+
+/* Normalised KL in one pass. Several groups' sums are taken before their results: the divisions of one hide behind those
+ * of the others. Where the difference that is the result would cancel, or the row sums are too far apart for it, the
+ * group goes through two passes. */
+static void one_pass(const struct plan *plan, ptrdiff_t first, const int counts[GROUPS], int groups,
+                     double result[GROUPS][LANES], unsigned good[GROUPS])
+{
+    struct totals terms[GROUPS];
+    struct group g;
+    for (int i = 0; i < groups; i++) {
+        open_group(plan, first + i * plan->together, counts[i], &g);
+        if (counts[i] < LANES)
+            memset(&terms[i], 0, sizeof terms[i]);
+        plan->run(PASS_KL, &g, 0, plan->problem->length, &terms[i]);
+    }
+    for (int i = 0; i < groups; i++) {
+        const unsigned all = (1u << counts[i]) - 1u;
+        double again[LANES];
+        good[i] = finish_kl(&terms[i], plan->problem, plan->floats, result[i]);
+        if (FKL_LIKELY((good[i] & all) == all))
+            continue;
+        struct plan second = *plan;
+        second.type = plan->type == FKL_F64 ? FKL_F64 : FKL_F32;
+        second.run = plan->across ? run_across : plan->type == FKL_F64 ? run_f64 : run_f32;
+        second.floats = 0;
+        unsigned more = two_passes(&second, first + i * plan->together, counts[i], again) & ~good[i];
+        for (int j = 0; j < counts[i]; j++)
+            if (more >> j & 1)
+                result[i][j] = again[j];
+        good[i] |= more;
+    }
+}
+
 static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_rows *q, ptrdiff_t n_rows,
                       const fkl_problem *problem, double *result, void *scratch)
 {
@@ -1302,69 +1483,33 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
         return;
     }
 
-    const int across = length <= FKL_ACROSS;
-    const enum fkl_type type = across ? FKL_F64 : effective_type(op, (enum fkl_type)row_type, p, q, problem);
-    pass_runner *run = across ? run_across : runners[type];
-    const int one_pass = op == FKL_KL && problem->normalize;
-    const enum pass terms_pass = term_pass(op, problem, 0);
-    const int floats = FKL_FLOAT_KERNELS && !across && type != FKL_F64 && (one_pass || terms_pass == PASS_JS_HALF);
+    const int across = length <= FKL_ACROSS, single = op == FKL_KL && problem->normalize;
+    const int js = op == FKL_JS || op == FKL_JS_DISTANCE;
     /* Where c enters in first order, or times a large alpha, it must be known to twice the precision. */
     const int exact = op == FKL_TOTAL_VARIATION || op == FKL_RENYI || op == FKL_WASSERSTEIN;
-    const enum pass sums_pass = exact                                     ? PASS_SUMS_EXACT
-                                : op == FKL_JS || op == FKL_JS_DISTANCE ? PASS_SUMS
-                                                                        : PASS_SUMS_MAX;
-    const double low = floats ? SUM_LOW_FLOAT : SUM_LOW, high = floats ? SUM_HIGH_FLOAT : SUM_HIGH;
+    struct plan plan = {
+        .op = op, .p = p, .q = q, .problem = problem, .order = order, .across = across, .scratch = scratch,
+        .type = across ? FKL_F64 : effective_type(op, (enum fkl_type)row_type, p, q, problem),
+        .sums_pass = exact ? PASS_SUMS_EXACT : js ? PASS_SUMS : PASS_SUMS_MAX,
+        .terms_pass = term_pass(op, problem, 0),
+    };
+    plan.run = across ? run_across : runners[plan.type];
+    plan.floats = in_float(single ? PASS_KL : plan.terms_pass, plan.type);
     /* Rows that are passed over twice go in groups that stay in the cache in between. */
-    ptrdiff_t together = 131072 / (length * type_size(type));
-    together = across || together > LANES ? LANES : together < 1 ? 1 : together;
-    const int small = together * length * type_size(type) <= AHEAD;
+    const ptrdiff_t fitting = 131072 / (length * type_size(plan.type));
+    plan.together = across || fitting > LANES ? LANES : fitting < 1 ? 1 : fitting;
 
-    /* Several groups' sums before their results: the divisions of one hide behind those of the others. */
-    for (ptrdiff_t first = 0; first < n_rows; first += GROUPS * together) {
-        struct totals terms[GROUPS];
+    for (ptrdiff_t first = 0; first < n_rows; first += GROUPS * plan.together) {
         double values[GROUPS][LANES];
         unsigned good[GROUPS];
         int counts[GROUPS], groups = 0;
-        for (ptrdiff_t at = first; groups < GROUPS && at < n_rows; at += together, groups++) {
-            struct group g;
-            struct totals sums;
-            const int count = counts[groups] = (int)(n_rows - at < together ? n_rows - at : together);
-            start_group(&g, p, q, at, count, problem, type, order, scratch);
-            if (across) {
-                pack_across(&g.p, count, 0, length);
-                if (p == q)
-                    g.q.tile = g.p.tile;
-                else
-                    pack_across(&g.q, count, 0, length);
-            }
-            if (count < LANES) { /* lanes without a row must not hold rubbish */
-                memset(&sums, 0, sizeof sums);
-                memset(&terms[groups], 0, sizeof terms[groups]);
-            }
-            if (one_pass) {
-                run(PASS_KL, &g, 0, length, &terms[groups]);
-                continue;
-            }
-            g.ahead = at > 0 && small ? 0 : AHEAD;
-            run(sums_pass, &g, 0, length, &sums);
-            good[groups] = prepare(&g, &sums, exact, low, high);
-            g.ahead = AHEAD;
-            if (op == FKL_WASSERSTEIN) {
-                wasserstein(&g, values[groups]);
-                continue;
-            }
-            run(terms_pass, &g, 0, length, &terms[groups]);
-            if (op == FKL_RENYI)
-                for (int i = 0; i < count; i++) {
-                    values[groups][i] = good[groups] >> i & 1 ? finish_renyi(&g, &terms[groups], i) : 0.0;
-                    good[groups] &= ~((unsigned)renyi_overflows(&g, &terms[groups], i) << i);
-                }
-            else
-                good[groups] &= finish(op, terms_pass, floats, &g, &terms[groups], &sums, 0, values[groups]);
+        for (ptrdiff_t at = first; groups < GROUPS && at < n_rows; at += plan.together, groups++) {
+            counts[groups] = (int)(n_rows - at < plan.together ? n_rows - at : plan.together);
+            if (!single)
+                good[groups] = two_passes(&plan, at, counts[groups], values[groups]);
         }
-        if (one_pass)
-            for (int i = 0; i < groups; i++)
-                good[i] = finish_kl(&terms[i], problem, floats, values[i]);
+        if (single)
+            one_pass(&plan, first, counts, groups, values, good);
         ptrdiff_t row = first;
         for (int i = 0; i < groups; i++)
             for (int j = 0; j < counts[i]; j++, row++)

@@ -52,26 +52,38 @@ FKL_INLINE vd vd_octaves(vd p, vd q, vd *scaled)
 #endif
 }
 
-/* phi(p, q) for p and q in [2^-1021, 2^980]; 8 ulp, next to the seam of the octaves (p = 1.5 q), where the two brackets
- * have opposite signs; 4 ulp elsewhere. */
-FKL_INLINE vd vd_phi(vd p, vd q)
+/* A term s (n + p t(s^2)) + far, t being vd_atanh_tail(): what phi is once its division is under way. Loops begin the
+ * next term before they end the last one, for a processor sees no further than a few terms ahead. */
+struct vd_begun {
+    vd s, p, n, far;
+};
+
+FKL_INLINE vd vd_end(struct vd_begun x)
+{
+    return vd_fma(x.s, vd_madd(x.p, vd_atanh_tail(x.s * x.s), x.n), x.far);
+}
+
+/* phi(p, q), and phi(p + low, q) with |low| <= ulp(p)/2: beyond an octave low makes no difference. */
+FKL_INLINE struct vd_begun vd_begin_phi(vd p, vd q)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = p - q2;
-    vd s = n / (p + q2);
-    vd t = vd_atanh_tail(s * s);
-    return vd_fma(s, vd_madd(p, t, n), vd_fma(p, k * vd_set(FKL_LN2), q - q2));
+    return (struct vd_begun){n / (p + q2), p, n, vd_fma(p, k * vd_set(FKL_LN2), q - q2)};
 }
 
-/* phi(p + low, q) for |low| <= ulp(p)/2, where p + low and q are within an octave; elsewhere low makes no difference. */
-FKL_INLINE vd vd_phi_shifted(vd p, vd q, vd low)
+FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = (p - q2) + low;
-    vd s = n / (p + q2);
-    vd t = vd_atanh_tail(s * s);
-    return vd_fma(s, vd_madd(p, t, n), vd_fma(p, k * vd_set(FKL_LN2), q - q2));
+    return (struct vd_begun){n / (p + q2), p, n, vd_fma(p, k * vd_set(FKL_LN2), q - q2)};
 }
+
+/* phi(p, q) for p and q in [2^-1021, 2^980]; 8 ulp, next to the seam of the octaves (p = 1.5 q), where the two brackets
+ * have opposite signs; 4 ulp elsewhere. */
+FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
+
+/* Half of a normal number, exactly, without the multiplier. */
+FKL_INLINE vd vd_half(vd x) { return vi_double(vd_bits(x) - vi_set(UINT64_C(1) << 52)); }
 
 /* phi(p, q) where p - q is known better than p and q are: n stands for p - q2 wherever k = 0. This is how a row keeps
  * its last bits when q is a rounded product or mean. */
@@ -175,24 +187,33 @@ FKL_INLINE vf vf_octaves(vf p, vf q, vf *scaled)
     return __builtin_convertvector((vs)difference >> 23, vf);
 }
 
-/* phi(p, q) for floats in [2^-125, 2^118]; 5 ulp of float at the seam (see vd_phi), 3 elsewhere. */
-FKL_INLINE vf vf_phi(vf p, vf q)
+struct vf_begun {
+    vf s, p, n, far;
+};
+
+FKL_INLINE vf vf_end(struct vf_begun x)
+{
+    return vf_fma(x.s, vf_madd(x.p, vf_atanh_tail(x.s * x.s), x.n), x.far);
+}
+
+FKL_INLINE struct vf_begun vf_begin_phi(vf p, vf q)
 {
     vf q2, k = vf_octaves(p, q, &q2);
     vf n = p - q2;
-    vf s = n / (p + q2);
-    vf t = vf_atanh_tail(s * s);
-    return vf_fma(s, vf_madd(p, t, n), vf_fma(p, k * vf_set((float)FKL_LN2), q - q2));
+    return (struct vf_begun){n / (p + q2), p, n, vf_fma(p, k * vf_set((float)FKL_LN2), q - q2)};
 }
 
-FKL_INLINE vf vf_phi_shifted(vf p, vf q, vf low)
+FKL_INLINE struct vf_begun vf_begin_phi_shifted(vf p, vf q, vf low)
 {
     vf q2, k = vf_octaves(p, q, &q2);
     vf n = (p - q2) + low;
-    vf s = n / (p + q2);
-    vf t = vf_atanh_tail(s * s);
-    return vf_fma(s, vf_madd(p, t, n), vf_fma(p, k * vf_set((float)FKL_LN2), q - q2));
+    return (struct vf_begun){n / (p + q2), p, n, vf_fma(p, k * vf_set((float)FKL_LN2), q - q2)};
 }
+
+/* phi(p, q) for floats in [2^-125, 2^118]; 5 ulp of float at the seam (see vd_phi), 3 elsewhere. */
+FKL_INLINE vf vf_phi(vf p, vf q) { return vf_end(vf_begin_phi(p, q)); }
+
+FKL_INLINE vf vf_half(vf x) { return vw_float(vf_bits(x) - vw_set(UINT32_C(1) << 23)); }
 #endif
 
 #endif
