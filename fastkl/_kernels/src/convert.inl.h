@@ -1,4 +1,4 @@
-/* convert.inl.h: elements of every type and layout, one at a time or packed into a tile of contiguous rows. */
+/* convert.inl.h: elements of every type and byte order, one at a time. */
 #include "kernels.h"
 #include "simd.h"
 
@@ -77,4 +77,10 @@ FKL_INLINE double load_any(const enum fkl_type type, int swapped, const char *ad
     for (ptrdiff_t i = 0; i < size; i++)
         reversed[i] = address[size - 1 - i];
     return load_one(type, reversed);
+}
+
+/* Are the rows contiguous, of this type and in this machine's byte order? */
+FKL_INLINE int is_direct(const fkl_rows *rows, enum fkl_type type)
+{
+    return (enum fkl_type)rows->type == type && rows->item_stride == type_size(type) && !rows->swapped;
 }

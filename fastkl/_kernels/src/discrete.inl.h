@@ -15,7 +15,7 @@
  * a row's result depends on its values, never on its neighbours, its layout or the number of threads.
  */
 #include "kernels.h"
-#include "convert.inl.h"
+#include "pack.inl.h"
 #include "vmath.h"
 
 #include <math.h>
@@ -363,21 +363,6 @@ FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t
     memcpy(whole, address, (size_t)(n * type_size(type)));
     return load(type, whole);
 #endif
-}
-
-/* VD doubles, stored as the row type: exact for what was loaded from it. */
-FKL_INLINE void store_as(const enum fkl_type type, char *address, vd x)
-{
-    if (type == FKL_F64) {
-        memcpy(address, &x, sizeof x);
-        return;
-    }
-    double wide[VD];
-    float narrow[VD];
-    vd_store(wide, x);
-    for (int i = 0; i < VD; i++)
-        narrow[i] = (float)wide[i];
-    memcpy(address, narrow, sizeof narrow);
 }
 
 /* How many of n elements fall to the part of a step that begins at `first`. */
@@ -760,63 +745,6 @@ struct group {
     ptrdiff_t ahead;
 };
 
-/* A block of eight rows by VD elements, rows next to each other in memory (elements item_stride apart), to rows of
- * `size`-byte elements that are tile_length apart. Float rows go through doubles, which hold them exactly. */
-FKL_INLINE void transpose_in(const enum fkl_type type, const char *from, ptrdiff_t item_stride, char *to,
-                             ptrdiff_t tile_length)
-{
-    for (int part = 0; part < LANES; part += VD) {
-        vd square[VD];
-        FKL_UNROLL
-        for (int j = 0; j < VD; j++)
-            square[j] = load(type, from + j * item_stride + part * type_size(type));
-        vd_transpose(square);
-        FKL_UNROLL
-        for (int i = 0; i < VD; i++)
-            store_as(type, to + (part + i) * tile_length * type_size(type), square[i]);
-    }
-}
-
-/* The elements [start, start + n) of the group's rows, as doubles or as the row type itself, contiguous per row. */
-static FKL_NOINLINE void pack(const enum fkl_type row_type, const struct side *side, int count, ptrdiff_t start, ptrdiff_t n,
-                 ptrdiff_t tile_length)
-{
-    const fkl_rows *rows = side->rows;
-    const ptrdiff_t size = type_size(row_type);
-    const char *base = rows->data + side->first * rows->row_stride + start * rows->item_stride;
-    const int copies = (enum fkl_type)rows->type == row_type && !rows->swapped;
-    ptrdiff_t done = 0;
-
-    if (copies && count == LANES && rows->row_stride == size && (row_type == FKL_F64 || row_type == FKL_F32)) {
-        for (; done + VD <= n; done += VD) {
-            const char *from = base + done * rows->item_stride;
-            for (int j = 0; j < VD; j++) /* the next group's lines */
-                fkl_prefetch(from + j * rows->item_stride + 64);
-            if (row_type == FKL_F64)
-                transpose_in(FKL_F64, from, rows->item_stride, side->tile + done * size, tile_length);
-            else
-                transpose_in(FKL_F32, from, rows->item_stride, side->tile + done * size, tile_length);
-        }
-    }
-    for (int i = 0; i < count; i++) {
-        const char *from = base + i * rows->row_stride;
-        char *to = side->tile + i * tile_length * size;
-        for (ptrdiff_t j = done; j < n; j++) {
-            if (copies) {
-                memcpy(to + j * size, from + j * rows->item_stride, (size_t)size);
-                continue;
-            }
-            double x = load_any((enum fkl_type)rows->type, rows->swapped, from + j * rows->item_stride);
-            if (row_type == FKL_F64) {
-                memcpy(to + j * 8, &x, 8);
-            } else { /* float rows: the narrower types convert exactly */
-                float y = (float)x;
-                memcpy(to + j * 4, &y, 4);
-            }
-        }
-    }
-}
-
 FKL_INLINE const char *row_start(const struct side *side, int row, const enum fkl_type type, ptrdiff_t start,
                                  ptrdiff_t tile_length)
 {
@@ -839,9 +767,9 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
         ptrdiff_t n = end - start < g->chunk ? end - start : g->chunk;
         if (g->packed_at != start || g->packed < n) {
             if (!g->p.direct)
-                pack(type, &g->p, g->count, start, n, tile_length);
+                pack(g->p.rows, g->p.first, g->count, start, n, type, g->p.tile, tile_length * type_size(type));
             if (!g->q.direct)
-                pack(type, &g->q, g->count, start, n, tile_length);
+                pack(g->q.rows, g->q.first, g->count, start, n, type, g->q.tile, tile_length * type_size(type));
             g->packed_at = start;
             g->packed = n;
         }
@@ -1172,14 +1100,13 @@ static double finish_renyi(const struct group *g, const struct totals *t, int la
 static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, ptrdiff_t first, int count,
                         const fkl_problem *problem, enum fkl_type type, double order, void *scratch)
 {
-    const ptrdiff_t size = type_size(type);
     g->p.rows = p;
     g->q.rows = q;
     g->p.first = g->q.first = first;
-    g->p.direct = (enum fkl_type)p->type == type && p->item_stride == size && !p->swapped;
-    g->q.direct = (enum fkl_type)q->type == type && q->item_stride == size && !q->swapped;
+    g->p.direct = is_direct(p, type);
+    g->q.direct = is_direct(q, type);
     g->p.tile = scratch;
-    g->q.tile = (char *)scratch + fkl_scratch_bytes(problem->length) / 2;
+    g->q.tile = (char *)scratch + FKL_TILE_ROWS * 8 * fkl_tile_length(problem->length);
     g->count = count;
     g->chunk = g->p.direct && g->q.direct ? problem->length : FKL_TILE_LENGTH;
     g->packed_at = -1;
@@ -1357,9 +1284,37 @@ FKL_INLINE enum fkl_type effective_type(enum fkl_op op, enum fkl_type type, cons
                                         const fkl_problem *problem)
 {
     int narrow = type == FKL_F16 || type == FKL_BF16;
-    int taken = FKL_FLOAT_KERNELS && problem->normalize && !p->swapped && !q->swapped &&
+    int taken = FKL_FLOAT_KERNELS && problem->normalize && is_direct(p, type) && is_direct(q, type) &&
                 (op == FKL_KL || ((op == FKL_JS || op == FKL_JS_DISTANCE) && problem->parameter == 0.5));
     return narrow && !taken ? FKL_F32 : type;
+}
+
+/* Are these rows packed before anything is done with them? Short rows that lie next to each other are read across as
+ * they are, and rows longer than a tile are packed group by group, a part at a time. */
+static int wants_packing(const fkl_rows *rows, enum fkl_type type, ptrdiff_t length)
+{
+    const int plain = !rows->swapped && (rows->type == FKL_F64 || rows->type == FKL_F32);
+    const ptrdiff_t size = type_size((enum fkl_type)rows->type);
+    if (length > FKL_TILE_LENGTH)
+        return 0;
+    if (length <= FKL_ACROSS)
+        return !(plain && (rows->row_stride == size || rows->item_stride == size));
+    return !is_direct(rows, type);
+}
+
+/* Rows [first, first + count) as *taken: packed into the tile, or where they are. */
+static const fkl_rows *take_rows(const fkl_rows *rows, int packs, ptrdiff_t first, ptrdiff_t count, ptrdiff_t length,
+                                 enum fkl_type type, char *tile, fkl_rows *taken)
+{
+    *taken = *rows;
+    taken->data += first * rows->row_stride;
+    if (packs) {
+        const int same = rows->row_stride == 0; /* one row against many */
+        const fkl_rows packed = {tile, same ? 0 : fkl_packed_stride(length), type_size(type), type, 0};
+        pack(taken, 0, same ? 1 : count, 0, length, type, tile, fkl_packed_stride(length));
+        *taken = packed;
+    }
+    return taken;
 }
 
 /* How an operation is carried out on the rows of a block. */
@@ -1499,21 +1454,36 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
     const ptrdiff_t fitting = 131072 / (length * type_size(plan.type));
     plan.together = across || fitting > LANES ? LANES : fitting < 1 ? 1 : fitting;
 
-    for (ptrdiff_t first = 0; first < n_rows; first += GROUPS * plan.together) {
+    fkl_rows p_packed, q_packed;
+    char *p_tile = (char *)scratch + fkl_group_scratch(length);
+    char *q_tile = p_tile + fkl_packed_rows(length) * fkl_packed_stride(length);
+    const int packs_p = wants_packing(p, plan.type, length), packs_q = q != p && wants_packing(q, plan.type, length);
+    const ptrdiff_t most = GROUPS * plan.together, packed_rows = fkl_packed_rows(length);
+    const ptrdiff_t stretch = (packs_p || packs_q) && packed_rows < most ? packed_rows : most;
+
+    for (ptrdiff_t first = 0; first < n_rows; first += stretch) {
+        const ptrdiff_t n = n_rows - first < stretch ? n_rows - first : stretch;
+        ptrdiff_t base = first; /* of the rows that plan.p and plan.q stand for */
+        if (packs_p || packs_q) {
+            plan.p = take_rows(p, packs_p, first, n, length, plan.type, p_tile, &p_packed);
+            plan.q = q == p ? plan.p : take_rows(q, packs_q, first, n, length, plan.type, q_tile, &q_packed);
+            base = 0;
+        }
         double values[GROUPS][LANES];
         unsigned good[GROUPS];
         int counts[GROUPS], groups = 0;
-        for (ptrdiff_t at = first; groups < GROUPS && at < n_rows; at += plan.together, groups++) {
-            counts[groups] = (int)(n_rows - at < plan.together ? n_rows - at : plan.together);
+        for (ptrdiff_t at = 0; at < n; at += plan.together, groups++) {
+            counts[groups] = (int)(n - at < plan.together ? n - at : plan.together);
             if (!single)
-                good[groups] = two_passes(&plan, at, counts[groups], values[groups]);
+                good[groups] = two_passes(&plan, base + at, counts[groups], values[groups]);
         }
         if (single)
-            one_pass(&plan, first, counts, groups, values, good);
-        ptrdiff_t row = first;
+            one_pass(&plan, base, counts, groups, values, good);
+        ptrdiff_t row = 0;
         for (int i = 0; i < groups; i++)
             for (int j = 0; j < counts[i]; j++, row++)
-                result[row] = FKL_LIKELY(good[i] >> j & 1) ? values[i][j]
-                                                           : exact_row(op, p, q, row, problem, order, scratch);
+                result[first + row] = FKL_LIKELY(good[i] >> j & 1)
+                                          ? values[i][j]
+                                          : exact_row(op, plan.p, plan.q, base + row, problem, order, scratch);
     }
 }

@@ -41,16 +41,32 @@ typedef struct {
 typedef void fkl_pair_kernel(int operation, int row_type, const fkl_rows *p, const fkl_rows *q, ptrdiff_t n_rows,
                              const fkl_problem *problem, double *result, void *scratch);
 
+/* Scratch space: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to FKL_TILE_LENGTH elements of each
+ * row at a time, which is a multiple of the summation block; behind them the rows of p and of q that are packed ahead of
+ * several groups, if a whole row fits. Elements are counted as doubles. */
 #define FKL_TILE_ROWS 8
-#define FKL_TILE_LENGTH 4096 /* elements of a row in the scratch tile at a time: a multiple of the summation block */
-/* The scratch tiles of p and q: FKL_TILE_ROWS rows of as many elements as are packed at a time. */
+#define FKL_TILE_LENGTH 4096
+#define FKL_PACKED_ROWS 64
+#define FKL_PACKED_BYTES 131072 /* of each operand: they stay in the second-level cache */
 static inline ptrdiff_t fkl_tile_length(ptrdiff_t length)
 {
     return length < FKL_TILE_LENGTH ? length : FKL_TILE_LENGTH;
 }
+static inline ptrdiff_t fkl_group_scratch(ptrdiff_t length)
+{
+    return 2 * FKL_TILE_ROWS * 8 * fkl_tile_length(length);
+}
+/* From one packed row to the next: whole cache lines, and one more, lest rows fall on each other's places in the cache. */
+static inline ptrdiff_t fkl_packed_stride(ptrdiff_t length) { return (length * 8 + 63) / 64 * 64 + 64; }
+static inline ptrdiff_t fkl_packed_rows(ptrdiff_t length)
+{
+    ptrdiff_t rows = FKL_PACKED_BYTES / fkl_packed_stride(length) / FKL_TILE_ROWS * FKL_TILE_ROWS;
+    return rows < FKL_TILE_ROWS ? FKL_TILE_ROWS : rows > FKL_PACKED_ROWS ? FKL_PACKED_ROWS : rows;
+}
 static inline size_t fkl_scratch_bytes(ptrdiff_t length)
 {
-    return (size_t)(2 * FKL_TILE_ROWS * 8) * (size_t)fkl_tile_length(length);
+    ptrdiff_t packed = length > FKL_TILE_LENGTH ? 0 : 2 * fkl_packed_rows(length) * fkl_packed_stride(length);
+    return (size_t)(fkl_group_scratch(length) + packed);
 }
 
 /* Functions of vmath.h by number, for the tests that measure their errors. */

@@ -30,12 +30,14 @@
 #define FKL_UNROLL _Pragma("GCC unroll 8")
 #define FKL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define fkl_prefetch(address) __builtin_prefetch((address), 0, 3)
+#define fkl_prefetch_far(address) __builtin_prefetch((address), 0, 2) /* no nearer than the second-level cache */
 #else
 #define FKL_INLINE static inline
 #define FKL_NOINLINE
 #define FKL_UNROLL
 #define FKL_LIKELY(x) (x)
 #define fkl_prefetch(address) ((void)(address))
+#define fkl_prefetch_far(address) ((void)(address))
 #endif
 
 /* FASTKL_SCALAR forces the one-lane fallback, which careful.c is written in. */
@@ -315,6 +317,26 @@ FKL_INLINE void vd_transpose(vd r[VD])
     (void)r;
 #endif
 }
+
+#if VD > 1
+/* Four by four floats. */
+typedef float v4 __attribute__((vector_size(16)));
+#if defined(__clang__) || __GNUC__ >= 12
+#define FKL_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define FKL_SHUFFLE(a, b, i, j, k, l)                                                                                  \
+    __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
+#endif
+FKL_INLINE void v4_transpose(v4 r[4])
+{
+    v4 low01 = FKL_SHUFFLE(r[0], r[1], 0, 4, 1, 5), high01 = FKL_SHUFFLE(r[0], r[1], 2, 6, 3, 7);
+    v4 low23 = FKL_SHUFFLE(r[2], r[3], 0, 4, 1, 5), high23 = FKL_SHUFFLE(r[2], r[3], 2, 6, 3, 7);
+    r[0] = FKL_SHUFFLE(low01, low23, 0, 1, 4, 5);
+    r[1] = FKL_SHUFFLE(low01, low23, 2, 3, 6, 7);
+    r[2] = FKL_SHUFFLE(high01, high23, 0, 1, 4, 5);
+    r[3] = FKL_SHUFFLE(high01, high23, 2, 3, 6, 7);
+}
+#endif
 
 /* ---- conversions ----------------------------------------------------------------------------------------------- */
 

@@ -1,0 +1,146 @@
+/* pack.inl.h: rows of any type and layout to contiguous rows of doubles or floats. */
+#include "convert.inl.h"
+
+FKL_INLINE void convert_loop(const enum fkl_type from_type, const enum fkl_type to_type, const char *from,
+                             ptrdiff_t stride, ptrdiff_t n, char *to)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double x = load_one(from_type, from + i * stride);
+        float narrow = (float)x; /* exact: a float row is asked for only where its elements are floats */
+        if (to_type == FKL_F64)
+            memcpy(to + i * 8, &x, 8);
+        else
+            memcpy(to + i * 4, &narrow, 4);
+    }
+}
+
+/* n elements at equal distances: loops with a known distance become vector code. */
+FKL_INLINE void convert_as(const enum fkl_type to_type, const enum fkl_type from_type, const char *from,
+                           ptrdiff_t stride, ptrdiff_t n, char *to)
+{
+    const ptrdiff_t size = type_size(from_type);
+    if (stride == size)
+        convert_loop(from_type, to_type, from, size, n, to);
+    else if (stride == -size)
+        convert_loop(from_type, to_type, from, -size, n, to);
+    else
+        convert_loop(from_type, to_type, from, stride, n, to);
+}
+
+FKL_INLINE void convert_to(const enum fkl_type to_type, enum fkl_type from_type, int swapped, const char *from,
+                           ptrdiff_t stride, ptrdiff_t n, char *to)
+{
+    if (swapped) {
+        for (ptrdiff_t i = 0; i < n; i++) {
+            double x = load_any(from_type, 1, from + i * stride);
+            convert_loop(FKL_F64, to_type, (const char *)&x, 8, 1, to + i * type_size(to_type));
+        }
+        return;
+    }
+#define FKL_CASE(TYPE)                                                                                                 \
+    case TYPE:                                                                                                         \
+        convert_as(to_type, TYPE, from, stride, n, to);                                                                \
+        break;
+    switch (from_type) {
+        FKL_CASE(FKL_F64) FKL_CASE(FKL_F32) FKL_CASE(FKL_F16) FKL_CASE(FKL_BF16)
+        FKL_CASE(FKL_I8) FKL_CASE(FKL_I16) FKL_CASE(FKL_I32) FKL_CASE(FKL_I64)
+        FKL_CASE(FKL_U8) FKL_CASE(FKL_U16) FKL_CASE(FKL_U32) FKL_CASE(FKL_U64)
+    default:
+        break;
+    }
+#undef FKL_CASE
+}
+
+static FKL_NOINLINE void convert(enum fkl_type from_type, int swapped, const char *from, ptrdiff_t stride, ptrdiff_t n,
+                                 enum fkl_type to_type, char *to)
+{
+    if (to_type == FKL_F64)
+        convert_to(FKL_F64, from_type, swapped, from, stride, n, to);
+    else
+        convert_to(FKL_F32, from_type, swapped, from, stride, n, to);
+}
+
+/* columns[j][0..count) for j < SQUARE, to rows of SQUARE contiguous elements, row_stride bytes apart. */
+#define SQUARE 8
+FKL_INLINE void transpose_strip(const enum fkl_type type, const char *const columns[SQUARE], ptrdiff_t count, char *to,
+                                ptrdiff_t row_stride)
+{
+    const ptrdiff_t size = type_size(type);
+    ptrdiff_t row = 0;
+#if VD > 1
+    const int side = type == FKL_F64 ? VD : 4;
+    for (; row + side <= count; row += side)
+        for (int j = 0; j < SQUARE; j += side) {
+            char *corner = to + row * row_stride + j * size;
+            if (type == FKL_F64) {
+                vd square[VD];
+                FKL_UNROLL
+                for (int i = 0; i < VD; i++)
+                    square[i] = vd_load(columns[j + i] + row * 8);
+                vd_transpose(square);
+                FKL_UNROLL
+                for (int i = 0; i < VD; i++)
+                    vd_store((double *)(void *)(corner + i * row_stride), square[i]);
+            } else {
+                v4 square[4];
+                FKL_UNROLL
+                for (int i = 0; i < 4; i++)
+                    memcpy(&square[i], columns[j + i] + row * 4, 16);
+                v4_transpose(square);
+                FKL_UNROLL
+                for (int i = 0; i < 4; i++)
+                    memcpy(corner + i * row_stride, &square[i], 16);
+            }
+        }
+#endif
+    for (; row < count; row++)
+        for (int j = 0; j < SQUARE; j++)
+            memcpy(to + row * row_stride + j * size, columns[j] + row * size, (size_t)size);
+}
+
+/* The elements [start, start + n) of rows [first, first + count), to rows to_stride bytes apart. Rows that lie next to
+ * each other in memory (a reduction over another axis than the last) are read across, a stretch of many at a time: the
+ * memory gives a stretch quickly, and a cache line is read once. */
+static FKL_NOINLINE void pack(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t count, ptrdiff_t start, ptrdiff_t n,
+                              enum fkl_type to_type, char *to, ptrdiff_t to_stride)
+{
+    const enum fkl_type type = (enum fkl_type)rows->type;
+    const ptrdiff_t size = type_size(to_type);
+    const char *from = rows->data + first * rows->row_stride + start * rows->item_stride;
+    ptrdiff_t done = 0;
+
+    if (rows->row_stride == type_size(type) && count >= 4) {
+        double converted[SQUARE][FKL_PACKED_ROWS];
+        const char *columns[SQUARE];
+        for (; done + SQUARE <= n; done += SQUARE) {
+            for (int j = 0; j < SQUARE; j++) {
+                columns[j] = from + (done + j) * rows->item_stride;
+                /* The strip after this one, or the first of the next rows. */
+                const ptrdiff_t later = done + j + 4*SQUARE < n ? done + j + 4*SQUARE : done + j + 4*SQUARE - n;
+                const char *ahead = from + later * rows->item_stride + (later < done ? count * rows->row_stride : 0);
+                for (ptrdiff_t line = 0; line < count * rows->row_stride; line += 64)
+                    fkl_prefetch_far(ahead + line);
+                if (type != to_type || rows->swapped) {
+                    convert(type, rows->swapped, columns[j], rows->row_stride, count, to_type, (char *)converted[j]);
+                    columns[j] = (const char *)converted[j];
+                }
+            }
+            if (to_type == FKL_F64)
+                transpose_strip(FKL_F64, columns, count, to + done * 8, to_stride);
+            else
+                transpose_strip(FKL_F32, columns, count, to + done * 4, to_stride);
+        }
+    }
+    /* Along the rows; those some way ahead are asked for meanwhile. */
+    const ptrdiff_t row_bytes = n * type_size(type), near = rows->item_stride < 0 ? -row_bytes : row_bytes;
+    const ptrdiff_t rows_ahead = 8192 / row_bytes + 1;
+    for (ptrdiff_t i = 0; i < count && done < n; i++) {
+        const char *row = from + i * rows->row_stride;
+        const char *ahead = row + rows_ahead * rows->row_stride + (rows->item_stride < 0 ? near : 0);
+        if (n * rows->item_stride == near)
+            for (ptrdiff_t line = 0; line < row_bytes; line += 64)
+                fkl_prefetch_far(ahead + line);
+        convert(type, rows->swapped, row + done * rows->item_stride, rows->item_stride, n - done, to_type,
+                to + i * to_stride + done * size);
+    }
+}
