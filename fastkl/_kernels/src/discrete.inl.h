@@ -20,10 +20,8 @@
 
 #include <math.h>
 
-/* Rows up to this length go eight at a time, one per lane. */
-#define FKL_ACROSS 12
 /* Groups of rows whose sums are taken before their results are. */
-#define GROUPS 8
+#define GROUPS (FKL_PACKED_ROWS / LANES)
 #define BLOCK 256
 /* How far ahead of itself a stream is asked for, in bytes. A group of rows that is passed over twice is asked for during
  * the second pass over the group before it, where there is arithmetic to hide the wait behind. */
@@ -69,8 +67,10 @@ struct context {
     double half[LANES];                /* half of sum(p): more than that, only one cell can hold */
 };
 
+/* The same in registers: for the elements of one row alike in all lanes, else a row in each lane. */
 struct vcontext {
-    vd c, c_low, total, half, weight, order;
+    vd c[PARTS], c_low[PARTS], total[PARTS], half[PARTS], weight, order;
+    int across;      /* a row in each lane? */
     ptrdiff_t ahead; /* what a stream is asked for ahead of itself, in bytes */
 };
 
@@ -86,11 +86,11 @@ FKL_INLINE int pass_scales(const enum pass pass)
 }
 
 /* c q to twice the precision: the nearest double, and in *low what its rounding has lost. */
-FKL_INLINE vd scaled(vd q, const struct vcontext *c, vd *low)
+FKL_INLINE vd scaled(vd q, vd c, vd c_low, vd *low)
 {
     vd product;
-    vd_two_product(c->c, q, &product, low);
-    *low = vd_madd(c->c_low, q, *low);
+    vd_two_product(c, q, &product, low);
+    *low = vd_madd(c_low, q, *low);
     return product;
 }
 
@@ -173,8 +173,8 @@ FKL_INLINE vd end(const enum pass pass, struct begun x)
     return vd_end(x.first);
 }
 
-/* One vector of terms of p and q of the other passes, added to acc[0..SUMS-1]; low: see scaled(). */
-FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct vcontext *c, vd acc[SUMS])
+/* One vector of terms of p and q of the other passes, added to acc[0..SUMS-1]; low: see scaled(); part: of c. */
+FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct vcontext *c, const int part, vd acc[SUMS])
 {
     const vd zero = vd_set(0.0);
 
@@ -186,7 +186,7 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
     }
     if (pass == PASS_CROSS) {
         md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero);
-        vd term = p * vd_log_ratio(c->total, vd_select(no_q, vd_set(1.0), q), zero);
+        vd term = p * vd_log_ratio(c->total[part], vd_select(no_q, vd_set(1.0), q), zero);
         acc[0] += vd_select(no_p, zero, vd_select(no_q, vd_infinity(), term));
         return;
     }
@@ -195,7 +195,7 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
     vd n = (p - q) - low;
 
     if (pass == PASS_VARIATION) {
-        vd kept = vd_select(vd_lt(c->half, p), zero, n);
+        vd kept = vd_select(vd_lt(c->half[part], p), zero, n);
         acc[0] += vd_max(kept, zero);
         acc[1] += vd_max(-kept, zero);
         return;
@@ -260,19 +260,19 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
 /* The same in float arithmetic, for the passes whose speed float rows are measured by. The terms, each right to a
  * few ulp of float and >= 0, are added up in double. scaled: c as two floats. */
 struct fcontext {
-    vf c, c_low;
+    vf c[PARTS], c_low[PARTS];
 };
 
 /* c q as the nearest float, and in *low what its rounding has lost. What has underflowed counts as 0. */
-FKL_INLINE vf scaled_float(vf q, const struct fcontext *c, vf *low)
+FKL_INLINE vf scaled_float(vf q, vf c, vf c_low, vf *low)
 {
-    vf product = c->c * q;
-    *low = vf_madd(c->c_low, q, vf_fma(c->c, q, -product));
+    vf product = c * q;
+    *low = vf_madd(c_low, q, vf_fma(c, q, -product));
     return product;
 }
 
 /* The branch for elements that are not positive normal floats: see set_aside(). */
-FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf *term, vi *special)
+FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf *term, vw *special)
 {
     const vf zero = vf_set(0.0f), one = vf_set(1.0f), smallest = vf_set(SMALLEST_FLOAT);
     mf no_p = vf_lt(*p, smallest), no_q = vf_lt(*q, smallest);
@@ -281,7 +281,7 @@ FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf 
         *term += vf_select(mf_or(no_p, no_q), (*p + *q) * vf_set((float)FKL_LN2), zero);
     } else {
         vw bits = vw_or_where(no_p, vw_set(0), vf_bits(*p) + vf_bits(*p));
-        *special |= (vi)vw_or_where(no_q, bits, vf_bits(*q) + vf_bits(*q));
+        *special |= vw_or_where(no_q, bits, vf_bits(*q) + vf_bits(*q));
         if (pass != PASS_KL)
             return;
         *term += vf_select(no_p, *q, vf_select(no_q, vf_set(INFINITY), zero));
@@ -340,6 +340,12 @@ FKL_INLINE vd load(const enum fkl_type type, const char *address)
     return type == FKL_F32 ? vh_load_double(address) : vd_load(address);
 }
 
+#if VD == 4
+/* A mask of the first n lanes is a window into these. */
+static const int64_t first_lanes[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+static const int32_t first_float_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+#endif
+
 /* The first n of them, n <= VD, and zeros: never reads past the n-th. */
 FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t n)
 {
@@ -349,15 +355,13 @@ FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t
         return (vd)_mm512_cvtps_pd(_mm256_maskz_loadu_ps(lanes, address));
     return (vd)_mm512_maskz_loadu_pd(lanes, address);
 #elif VD == 4
-    /* n ones, then zeros: a window into this. */
-    static const int64_t lanes[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
     if (type == FKL_F32) {
         __m128i mask = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(
-            _mm256_loadu_si256((const __m256i_u *)(lanes + 4 - n)), _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0)));
+            _mm256_loadu_si256((const __m256i_u *)(first_lanes + 4 - n)), _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0)));
         return (vd)_mm256_cvtps_pd(_mm_maskload_ps((const float *)(const void *)address, mask));
     }
     return (vd)_mm256_maskload_pd((const double *)(const void *)address,
-                                  _mm256_loadu_si256((const __m256i_u *)(lanes + 4 - n)));
+                                  _mm256_loadu_si256((const __m256i_u *)(first_lanes + 4 - n)));
 #else
     char whole[8 * VD] = {0};
     memcpy(whole, address, (size_t)(n * type_size(type)));
@@ -384,20 +388,59 @@ FKL_INLINE void give(vd acc[SUMS][PARTS], const int part, const vd a[SUMS])
         acc[k][part] = a[k];
 }
 
+/* Ones in the place of all but the first n elements: pairs of ones have no terms. */
+FKL_INLINE vd ones_behind(vd x, ptrdiff_t n)
+{
+#if VD == 8
+    return vd_select((md)((1u << n) - 1u), x, vd_set(1.0));
+#elif VD == 4
+    return vd_select((md)_mm256_loadu_pd((const double *)(const void *)(first_lanes + 4 - n)), x, vd_set(1.0));
+#else
+    double lanes[VD];
+    vd_store(lanes, x);
+    for (ptrdiff_t i = n; i < VD; i++)
+        lanes[i] = 1.0;
+    return vd_load(lanes);
+#endif
+}
+
+/* What a block's pairs have left that are not two positive normal numbers: the terms of those with a zero, apart from
+ * the others' so that the order of additions is that of the elements at every level; the bits of special elements. */
+struct exceptions {
+    vd terms[PARTS];
+    vi special[PARTS];
+};
+
+FKL_INLINE struct exceptions no_exceptions(void)
+{
+    struct exceptions others;
+    for (int j = 0; j < PARTS; j++) {
+        others.terms[j] = vd_set(0.0);
+        others.special[j] = vi_set(0);
+    }
+    return others;
+}
+
+/* A term that is 0, begun. */
+FKL_INLINE struct begun begin_nothing(void)
+{
+    const vd zero = vd_set(0.0);
+    return (struct begun){{zero, zero, zero, zero}, {zero, zero, zero, zero}};
+}
+
 /* `vectors` registers' worth of elements; the last n < LANES of a row where n >= 0. */
 FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
-                            const char *p, const char *q, const struct vcontext *c, vd acc[SUMS][PARTS], vi *special,
-                            struct begun *last)
+                            const char *p, const char *q, const struct vcontext *c, vd acc[SUMS][PARTS],
+                            struct exceptions *others, struct begun *last)
 {
     const ptrdiff_t stride = VD * type_size(type);
-    vd x[MOST_VECTORS], y[MOST_VECTORS];
+    vd x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         ptrdiff_t part = part_length(n, j * VD, VD);
         x[j] = n < 0 ? load(type, p + j * stride) : load_part(type, part ? p + j * stride : p, part);
         y[j] = n < 0 ? load(type, q + j * stride) : load_part(type, part ? q + j * stride : q, part);
     }
-    vd low[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         vd a[SUMS];
@@ -406,7 +449,11 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
         give(acc, j % PARTS, a);
         low[j] = vd_set(0.0);
         if (pass_scales(pass))
-            y[j] = scaled(y[j], c, &low[j]);
+            y[j] = scaled(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
+        if (pass_wants_positive(pass) && n >= 0) {
+            x[j] = ones_behind(x[j], part_length(n, j * VD, VD));
+            y[j] = ones_behind(y[j], part_length(n, j * VD, VD));
+        }
     }
     if (pass_wants_positive(pass)) {
         vd least = vd_min(x[0], y[0]);
@@ -416,7 +463,7 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
         if (!FKL_LIKELY(!md_any(vd_lt(least, vd_set(SMALLEST))))) {
             FKL_UNROLL
             for (int j = 0; j < vectors; j++)
-                set_aside(pass, &x[j], &y[j], &low[j], &acc[0][j % PARTS], special);
+                set_aside(pass, &x[j], &y[j], &low[j], &others->terms[j % PARTS], &others->special[j % PARTS]);
         }
     }
     FKL_UNROLL
@@ -432,7 +479,7 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
         } else {
             vd a[SUMS];
             take(acc, j % PARTS, a);
-            element(pass, x[j], y[j], low[j], c, a);
+            element(pass, x[j], y[j], low[j], c, j % PARTS, a);
             give(acc, j % PARTS, a);
         }
     }
@@ -458,10 +505,9 @@ FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptr
         return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, address)), 16);
     return (vf)_mm512_maskz_loadu_ps(lanes, address);
 #elif VD == 4
-    static const int32_t lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
     if (type == FKL_F32)
         return (vf)_mm256_maskload_ps((const float *)(const void *)address,
-                                      _mm256_loadu_si256((const __m256i_u *)(lanes + 8 - n)));
+                                      _mm256_loadu_si256((const __m256i_u *)(first_float_lanes + 8 - n)));
     char whole[4 * VF] = {0};
     memcpy(whole, address, (size_t)(n * type_size(type)));
     return load_float(type, whole);
@@ -469,6 +515,21 @@ FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptr
     char whole[4 * VF] = {0};
     memcpy(whole, address, (size_t)(n * type_size(type)));
     return load_float(type, whole);
+#endif
+}
+
+FKL_INLINE vf float_ones_behind(vf x, ptrdiff_t n)
+{
+#if VD == 8
+    return vf_select((mf)((1u << n) - 1u), x, vf_set(1.0f));
+#elif VD == 4
+    return vf_select((mf)_mm256_loadu_ps((const float *)(const void *)(first_float_lanes + 8 - n)), x, vf_set(1.0f));
+#else
+    float lanes[VF];
+    vf_store(lanes, x);
+    for (ptrdiff_t i = n; i < VF; i++)
+        lanes[i] = 1.0f;
+    return vf_load(lanes);
 #endif
 }
 
@@ -496,24 +557,28 @@ FKL_INLINE void add_floats(vd acc[PARTS], const vf x[PARTS])
 }
 
 FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
-                           const char *p, const char *q, const struct fcontext *c, vf run[3][PARTS], vi *special)
+                           const char *p, const char *q, const struct fcontext *c, vf run[4][PARTS],
+                           struct exceptions *others)
 {
     const ptrdiff_t stride = VF * type_size(type);
-    vf x[MOST_VECTORS], y[MOST_VECTORS];
+    vf x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         ptrdiff_t part = part_length(n, j * VF, VF);
         x[j] = n < 0 ? load_float(type, p + j * stride) : load_float_part(type, part ? p + j * stride : p, part);
         y[j] = n < 0 ? load_float(type, q + j * stride) : load_float_part(type, part ? q + j * stride : q, part);
     }
-    vf low[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         run[1][j % PARTS] += x[j];
         run[2][j % PARTS] += y[j];
         low[j] = vf_set(0.0f);
         if (pass_scales(pass))
-            y[j] = scaled_float(y[j], c, &low[j]);
+            y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
+        if (n >= 0) {
+            x[j] = float_ones_behind(x[j], part_length(n, j * VF, VF));
+            y[j] = float_ones_behind(y[j], part_length(n, j * VF, VF));
+        }
     }
     vf least = vf_min(x[0], y[0]);
     FKL_UNROLL
@@ -521,8 +586,11 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
         least = vf_min(least, vf_min(x[j], y[j]));
     if (!FKL_LIKELY(!mf_any(vf_lt(least, vf_set(SMALLEST_FLOAT))))) {
         FKL_UNROLL
-        for (int j = 0; j < vectors; j++)
-            set_aside_float(pass, &x[j], &y[j], &low[j], &run[0][j % PARTS], special);
+        for (int j = 0; j < vectors; j++) {
+            vw bits = (vw)others->special[j % PARTS];
+            set_aside_float(pass, &x[j], &y[j], &low[j], &run[3][j % PARTS], &bits);
+            others->special[j % PARTS] = (vi)bits;
+        }
     }
     if (pass != PASS_SUMS) {
         FKL_UNROLL
@@ -532,37 +600,39 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
 }
 
 FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
-                                ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
+                                ptrdiff_t n, const struct fcontext *c, ptrdiff_t ahead, vd acc[SUMS][PARTS],
+                                struct exceptions *others)
 {
     const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
     const int terms = pass != PASS_SUMS, sums = pass != PASS_JS_HALF;
-    /* c is the same in all lanes, and here one of them as two floats. */
-    const double high = c->c[0];
-    const struct fcontext cf = {vf_set((float)high), vf_set((float)((high - (float)high) + c->c_low[0]))};
     ptrdiff_t i = 0;
     while (i < n) {
-        vf run[3][PARTS];
-        for (int k = 0; k < 3; k++)
+        vf run[4][PARTS]; /* the terms, sum p, sum q, the terms set aside */
+        for (int k = 0; k < 4; k++)
             for (int j = 0; j < PARTS; j++)
                 run[k][j] = vf_set(0.0f);
         const ptrdiff_t end = n - i < FLOAT_RUN * step ? n : i + FLOAT_RUN * step;
         for (; i + most <= end; i += most) {
             for (ptrdiff_t line = 0; line < most * size; line += 64) {
-                fkl_prefetch(p + i * size + line + c->ahead);
-                fkl_prefetch(q + i * size + line + c->ahead);
+                fkl_prefetch(p + i * size + line + ahead);
+                fkl_prefetch(q + i * size + line + ahead);
             }
-            step_float(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, &cf, run, special);
+            step_float(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, run, others);
         }
         if (most > step && i + step <= end) {
-            step_float(pass, type, PARTS, -1, p + i * size, q + i * size, &cf, run, special);
+            step_float(pass, type, PARTS, -1, p + i * size, q + i * size, c, run, others);
             i += step;
         }
         if (i < end) {
-            step_float(pass, type, PARTS, end - i, p + i * size, q + i * size, &cf, run, special);
+            step_float(pass, type, PARTS, end - i, p + i * size, q + i * size, c, run, others);
             i = end;
         }
-        if (terms)
+        if (terms) {
+            FKL_UNROLL
+            for (int j = 0; j < PARTS; j++)
+                run[0][j] += run[3][j];
             add_floats(acc[0], run[0]);
+        }
         if (sums) {
             add_floats(acc[terms ? 1 : 0], run[1]);
             add_floats(acc[terms ? 2 : 1], run[2]);
@@ -577,65 +647,122 @@ FKL_INLINE int in_float(const enum pass pass, const enum fkl_type type)
     return FKL_FLOAT_KERNELS && type != FKL_F64 && (pass == PASS_SUMS || pass == PASS_KL || pass == PASS_JS_HALF);
 }
 
-/* What is the same for all elements of a row, in every lane. */
+/* The context of one row, in every lane. */
 FKL_INLINE struct vcontext row_context(const struct context *context, int row, double weight, double order,
                                       ptrdiff_t ahead)
 {
-    struct vcontext c = {
-        .c = vd_set(context->c[row]),
-        .c_low = vd_set(context->c_low[row]),
-        .total = vd_set(context->q_sum[row]),
-        .half = vd_set(context->half[row]),
-        .weight = vd_set(weight),
-        .order = vd_set(order),
-        .ahead = ahead,
-    };
+    struct vcontext c = {.weight = vd_set(weight), .order = vd_set(order), .ahead = ahead};
+    for (int j = 0; j < PARTS; j++) {
+        c.c[j] = vd_set(context->c[row]);
+        c.c_low[j] = vd_set(context->c_low[row]);
+        c.total[j] = vd_set(context->q_sum[row]);
+        c.half[j] = vd_set(context->half[row]);
+    }
     return c;
 }
 
-/* A block of n <= BLOCK elements: its sums, and the bits of special elements added to *special. */
-FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
-                          const struct vcontext *c, vd acc[SUMS][PARTS], vi *special)
+/* Those of eight rows, each in its lane. */
+FKL_INLINE struct vcontext lane_context(const struct context *context, double weight, double order, ptrdiff_t ahead)
 {
+    struct vcontext c = {.weight = vd_set(weight), .order = vd_set(order), .across = 1, .ahead = ahead};
+    for (int j = 0; j < PARTS; j++) {
+        c.c[j] = vd_load(&context->c[j * VD]);
+        c.c_low[j] = vd_load(&context->c_low[j * VD]);
+        c.total[j] = vd_load(&context->q_sum[j * VD]);
+        c.half[j] = vd_load(&context->half[j * VD]);
+    }
+    return c;
+}
+
+#if FKL_FLOAT_KERNELS
+/* c as two floats: of one row, or of eight, where floats i and i + 8 belong to row i. */
+FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcontext *c)
+{
+    struct fcontext f;
+    for (int j = 0; j < PARTS; j++) {
+        const double high = c->c[0][0];
+        f.c[j] = vf_set((float)high);
+        f.c_low[j] = vf_set((float)((high - (float)high) + c->c_low[0][0]));
+    }
+    if (c->across && pass_scales(pass)) {
+        double high[LANES], low[LANES];
+        float c_high[2 * LANES], c_low[2 * LANES];
+        for (int j = 0; j < PARTS; j++) {
+            vd_store(high + j * VD, c->c[j]);
+            vd_store(low + j * VD, c->c_low[j]);
+        }
+        for (int i = 0; i < 2 * LANES; i++) {
+            c_high[i] = (float)high[i % LANES];
+            c_low[i] = (float)((high[i % LANES] - c_high[i]) + low[i % LANES]);
+        }
+        for (int j = 0; j < PARTS; j++) {
+            f.c[j] = vf_load(c_high + j * VF);
+            f.c_low[j] = vf_load(c_low + j * VF);
+        }
+    }
+    return f;
+}
+#endif
+
+/* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
+ * of special elements added to others. */
+FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
+                          const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others)
+{
+    for (int j = 0; j < PARTS; j++)
+        others->terms[j] = vd_set(0.0);
     for (int k = 0; k < SUMS; k++)
         for (int j = 0; j < PARTS; j++)
             acc[k][j] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
 #if FKL_FLOAT_KERNELS
     if (in_float(pass, type)) {
-        add_block_float(pass, type, p, q, n, c, acc, special);
+        const struct fcontext f = float_context(pass, c);
+        add_block_float(pass, type, p, q, n, &f, c->ahead, acc, others);
         return;
     }
 #endif
     const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
-    struct begun last = {{vd_set(0.0), vd_set(0.0), vd_set(0.0), vd_set(0.0)},
-                         {vd_set(0.0), vd_set(0.0), vd_set(0.0), vd_set(0.0)}}; /* a term that is 0 */
+    struct begun last = begin_nothing();
     ptrdiff_t i = 0;
     for (; i + most <= n; i += most) {
         for (ptrdiff_t line = 0; line < most * size; line += 64) {
             fkl_prefetch(p + i * size + line + c->ahead);
             fkl_prefetch(q + i * size + line + c->ahead);
         }
-        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, acc, special, &last);
+        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, acc, others, &last);
     }
     if (most > LANES && i + LANES <= n) {
-        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, acc, special, &last);
+        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, acc, others, &last);
         i += LANES;
     }
     if (i < n)
-        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, acc, special, &last);
+        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, acc, others, &last);
     if (BEGIN_EARLY && pass_begins(pass))
         acc[0][PARTS - 1] += end(pass, last);
+    if (pass_begins(pass)) {
+        FKL_UNROLL
+        for (int j = 0; j < PARTS; j++)
+            acc[0][j] += others->terms[j];
+    }
+}
+
+FKL_INLINE int any_special(const struct exceptions *others)
+{
+    vi bits = others->special[0];
+    for (int j = 1; j < PARTS; j++)
+        bits |= others->special[j];
+    return vi_any(bits);
 }
 
 /* Elements [0, n) of a row, or of a part of one that begins at a multiple of BLOCK, added to s. */
 FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
                            const struct vcontext *c, struct sums *s)
 {
-    vi special = vi_set(0);
+    struct exceptions others = no_exceptions();
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
         vd acc[SUMS][PARTS];
         add_block(pass, type, p + start * type_size(type), q + start * type_size(type),
-                  n - start < BLOCK ? n - start : BLOCK, c, acc, &special);
+                  n - start < BLOCK ? n - start : BLOCK, c, acc, &others);
         for (int k = 0; k < pass_sums(pass); k++) {
             for (int j = 0; j < PARTS; j++) {
                 vd high = acc[k][j], low = vd_set(0.0);
@@ -654,7 +781,7 @@ FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const
         }
         s->blocks++;
     }
-    s->special |= vi_any(special);
+    s->special |= any_special(&others);
 }
 
 FKL_INLINE double add_lanes(const double x[LANES])
@@ -780,9 +907,9 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
             if (end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE) {
                 /* Short rows, sums and all in registers. */
                 vd acc[SUMS][PARTS];
-                vi special = vi_set(0);
-                add_block(pass, type, p, q, n, &c, acc, &special);
-                t->special |= (unsigned)vi_any(special) << i;
+                struct exceptions others = no_exceptions();
+                add_block(pass, type, p, q, n, &c, acc, &others);
+                t->special |= (unsigned)any_special(&others) << i;
                 for (int k = 0; k < pass_sums(pass); k++)
                     t->sum[k][i] = pass_has_maximum(pass) && k == 2 ? vd_max_lanes(acc[k]) : vd_add_lanes(acc[k]);
             } else {
@@ -794,58 +921,45 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
     }
 }
 
-/* Up to eight rows of at most FKL_ACROSS elements, one row per lane, element by element. The tiles hold doubles, eight
- * rows' first elements, then their second ones, and so on; lanes without a row hold zeros. */
-FKL_INLINE void pass_across(const enum pass pass, const struct group *g, struct totals *t)
+/* Eight rows of at most FKL_SHORT elements, one row per lane: see pack_columns(). */
+FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, const struct group *g, struct totals *t)
 {
-    const int count = pass_sums(pass);
-    const double *p = (const double *)(const void *)g->p.tile, *q = (const double *)(const void *)g->q.tile;
+    const struct vcontext c = lane_context(&g->context, g->problem->parameter, g->order, 0);
+    vd acc[SUMS][PARTS];
+    struct exceptions others = no_exceptions();
+    add_block(pass, type, g->p.tile, g->q.tile, LANES * g->problem->length, &c, acc, &others);
+    for (int k = 0; k < pass_sums(pass); k++)
+        for (int j = 0; j < PARTS; j++)
+            vd_store(&t->sum[k][j * VD], acc[k][j]);
     t->special = 0;
-    for (int j = 0; j < PARTS; j++) {
-        const struct context *context = &g->context;
-        const struct vcontext c = {
-            .c = vd_load(&context->c[j * VD]),
-            .c_low = vd_load(&context->c_low[j * VD]),
-            .total = vd_load(&context->q_sum[j * VD]),
-            .half = vd_load(&context->half[j * VD]),
-            .weight = vd_set(g->problem->parameter),
-            .order = vd_set(g->order),
-        };
-        vd acc[SUMS];
-        vi special = vi_set(0);
-        for (int k = 0; k < SUMS; k++)
-            acc[k] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
-        for (ptrdiff_t i = 0; i < g->problem->length; i++) {
-            vd x = vd_load(p + i * LANES + j * VD), y = vd_load(q + i * LANES + j * VD), low = vd_set(0.0);
-            add_elements(pass, x, y, acc);
-            if (pass_scales(pass))
-                y = scaled(y, &c, &low);
-            if (pass_wants_positive(pass))
-                set_aside(pass, &x, &y, &low, &acc[0], &special);
-            if (pass_begins(pass))
-                acc[0] += end(pass, begin(pass, x, y, low));
-            else
-                element(pass, x, y, low, &c, acc);
+    if (any_special(&others)) {
+        if (in_float(pass, type)) {
+            uint32_t bits[2 * LANES];
+            memcpy(bits, others.special, sizeof bits);
+            for (int i = 0; i < 2 * LANES; i++)
+                t->special |= (unsigned)(bits[i] != 0) << i % LANES;
+        } else {
+            uint64_t bits[LANES];
+            memcpy(bits, others.special, sizeof bits);
+            for (int i = 0; i < LANES; i++)
+                t->special |= (unsigned)(bits[i] != 0) << i;
         }
-        for (int k = 0; k < count; k++)
-            vd_store(&t->sum[k][j * VD], acc[k]);
-        uint64_t bits[VD];
-        memcpy(bits, &special, sizeof bits);
-        for (int i = 0; i < VD; i++)
-            t->special |= (unsigned)(bits[i] != 0) << (j * VD + i);
     }
 }
 
-/* One pass over the group's rows, whichever way they lie. The switch is the one place where passes are instantiated. */
+/* One pass over the rows of some groups, whichever way they lie. The switch is the one place where passes are
+ * instantiated. */
 #define FKL_RUN(PASS)                                                                                                  \
     case PASS:                                                                                                         \
-        if (across)                                                                                                    \
-            pass_across(PASS, g, t);                                                                                   \
-        else                                                                                                           \
-            run_range(PASS, type, g, begin, end, t);                                                                   \
+        for (int i = 0; i < groups; i++) {                                                                             \
+            if (across)                                                                                                \
+                pass_across(PASS, type, &g[i], &t[i]);                                                                      \
+            else                                                                                                       \
+                run_range(PASS, type, &g[i], begin, end, &t[i]);                                                       \
+        }                                                                                                              \
         return;
 
-FKL_INLINE void run_pass_typed(const enum fkl_type type, const int across, enum pass pass, struct group *g,
+FKL_INLINE void run_pass_typed(const enum fkl_type type, const int across, enum pass pass, struct group *g, int groups,
                                ptrdiff_t begin, ptrdiff_t end, struct totals *t)
 {
     switch (pass) { /* what the 16-bit types are read for: see row_type() */
@@ -875,26 +989,25 @@ FKL_INLINE void run_pass_typed(const enum fkl_type type, const int across, enum 
 }
 #undef FKL_RUN
 
-typedef void pass_runner(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t);
-static void run_f64(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
+typedef void pass_runner(enum pass pass, struct group *g, int groups, ptrdiff_t begin, ptrdiff_t end,
+                         struct totals *t);
+#define FKL_RUNNER(NAME, TYPE, ACROSS)                                                                                 \
+    static void NAME(enum pass pass, struct group *g, int groups, ptrdiff_t begin, ptrdiff_t end, struct totals *t)    \
+    {                                                                                                                  \
+        run_pass_typed(TYPE, ACROSS, pass, g, groups, begin, end, t);                                                  \
+    }
+FKL_RUNNER(run_f64, FKL_F64, 0)
+FKL_RUNNER(run_f32, FKL_F32, 0)
+FKL_RUNNER(run_f16, FKL_F16, 0)
+FKL_RUNNER(run_bf16, FKL_BF16, 0)
+FKL_RUNNER(run_across_f64, FKL_F64, 1)
+FKL_RUNNER(run_across_f32, FKL_F32, 1)
+#undef FKL_RUNNER
+
+static pass_runner *runner(enum fkl_type type, int across)
 {
-    run_pass_typed(FKL_F64, 0, pass, g, begin, end, t);
-}
-static void run_f32(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
-{
-    run_pass_typed(FKL_F32, 0, pass, g, begin, end, t);
-}
-static void run_f16(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
-{
-    run_pass_typed(FKL_F16, 0, pass, g, begin, end, t);
-}
-static void run_bf16(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
-{
-    run_pass_typed(FKL_BF16, 0, pass, g, begin, end, t);
-}
-static void run_across(enum pass pass, struct group *g, ptrdiff_t begin, ptrdiff_t end, struct totals *t)
-{
-    run_pass_typed(FKL_F64, 1, pass, g, begin, end, t);
+    static pass_runner *const along[FKL_ROW_TYPES] = {run_f64, run_f32, run_f16, run_bf16};
+    return !across ? along[type] : type == FKL_F64 ? run_across_f64 : run_across_f32;
 }
 
 /* ---- from sums to results ------------------------------------------------------------------------------------ */
@@ -967,16 +1080,24 @@ static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, in
     for (int j = 0; j < LANES; j += VD) {
         const vd one = vd_set(1.0), eight = vd_set(8.0);
         vd sum = vd_load(&t->sum[0][j]), p = vd_load(&t->sum[1][j]), q = vd_load(&t->sum[2][j]);
-        md fine = md_and(md_and(vd_le(vd_set(low), p), vd_le(p, vd_set(high))),
-                         md_and(vd_le(vd_set(low), q), vd_le(q, vd_set(high))));
-        vd r = vd_select(fine, q / vd_select(fine, p, one), one);
-        vd a = sum / vd_select(fine, p, one);
-        vd off = vd_abs(r - one), excess = vd_phi(one, r);
-        md near = md_and(vd_le(eight * (off + vd_set(slack)), a), vd_le(eight * excess, a));
-        md infinite = vd_eq(a, vd_infinity());
-        vd value = vd_select(infinite, a, a - excess);
-        vd_store(result + j, value / vd_set(problem->log_base));
-        good |= md_lanes(md_and(fine, md_or(near, infinite))) << j;
+        md fine = md_and(md_and(vd_le(vd_set(low), vd_min(p, q)), vd_le(vd_max(p, q), vd_set(high))),
+                         md_and(vd_le(p, p), vd_le(q, q)));
+        p = vd_select(fine, p, one);
+        q = vd_select(fine, q, one);
+        vd a = sum / p, value = a;
+        /* Of rows that both sum to 1, as most do, what would be subtracted is below the last bit of a. */
+        vd apart = vd_abs(q - p), bound = apart + vd_set(0x1p-50) * p;
+        md alike = vd_le(bound * bound, vd_set(floats ? 0x1p-32 : 0x1p-58) * (p * sum));
+        md near = vd_le(vd_set(16.0) * (apart + vd_set(slack) * p), sum);
+        if (!FKL_LIKELY(md_lanes(md_and(alike, near)) == (1u << VD) - 1u)) {
+            vd r = q / p, off = vd_abs(r - one), excess = vd_phi(one, r);
+            md infinite = vd_eq(a, vd_infinity());
+            near = md_and(vd_le(eight * (off + vd_set(slack)), a), vd_le(eight * excess, a));
+            near = md_or(near, infinite);
+            value = vd_select(md_or(alike, infinite), a, a - excess);
+        }
+        vd_store(result + j, problem->log_base == 1.0 ? value : value / vd_set(problem->log_base));
+        good |= md_lanes(md_and(fine, near)) << j;
     }
     return good & ~t->special;
 }
@@ -1128,15 +1249,15 @@ static double peaked_cross_entropy(struct group *g, double cell)
     double p_cell = load_any((enum fkl_type)g->p.rows->type, g->p.rows->swapped,
                              g->p.rows->data + g->p.first * g->p.rows->row_stride + at * g->p.rows->item_stride);
     struct totals before = {{{0}}, 0}, after = {{{0}}, 0};
-    run_f64(PASS_SUMS, g, 0, at, &before);
-    run_f64(PASS_SUMS, g, at + 1, length, &after);
+    run_f64(PASS_SUMS, g, 1, 0, at, &before);
+    run_f64(PASS_SUMS, g, 1, at + 1, length, &after);
     double others = at > 0 ? before.sum[1][0] : 0.0;
     others += at + 1 < length ? after.sum[1][0] : 0.0;
     double lanes[LANES];
     vd_store(lanes, vd_log1p(vd_set(others / cell)));
     double value = p_cell == 0.0 ? 0.0 : p_cell * lanes[0];
-    run_f64(PASS_CROSS, g, 0, at, &before);
-    run_f64(PASS_CROSS, g, at + 1, length, &after);
+    run_f64(PASS_CROSS, g, 1, 0, at, &before);
+    run_f64(PASS_CROSS, g, 1, at + 1, length, &after);
     value += at > 0 ? before.sum[0][0] : 0.0;
     value += at + 1 < length ? after.sum[0][0] : 0.0;
     return value / g->context.p_sum[0] / g->problem->log_base;
@@ -1159,7 +1280,7 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
     const ptrdiff_t length = problem->length;
 
     start_group(&g, p, q, row, 1, problem, FKL_F64, order, scratch);
-    run_f64(PASS_SUMS_EXACT, &g, 0, length, &sums);
+    run_f64(PASS_SUMS_EXACT, &g, 1, 0, length, &sums);
     for (int k = 0; k < SUMS; k++) /* all lanes alike, so that none holds rubbish */
         for (int i = 1; i < LANES; i++)
             sums.sum[k][i] = sums.sum[k][0];
@@ -1167,10 +1288,10 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
         return NAN;
     if (op != FKL_WASSERSTEIN && (prepare(&g, &sums, 1, SUM_LOW, SUM_HIGH) & 1)) {
         if (op == FKL_CROSS_ENTROPY) {
-            run_f64(PASS_SUMS_MAX, &g, 0, length, &terms);
+            run_f64(PASS_SUMS_MAX, &g, 1, 0, length, &terms);
             return peaked_cross_entropy(&g, terms.sum[2][0]);
         }
-        run_f64(term_pass(op, problem, 1), &g, 0, length, &terms);
+        run_f64(term_pass(op, problem, 1), &g, 1, 0, length, &terms);
         if (op == FKL_RENYI)
             return renyi_overflows(&g, &terms, 0) ? careful(op, p, q, row, problem) : finish_renyi(&g, &terms, 0);
         for (int k = 0; k < SUMS; k++)
@@ -1186,54 +1307,6 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
 
 /* ---- blocks of rows -------------------------------------------------------------------------------------------- */
 
-/* The elements [start, start + n) of the group's rows into the tile as doubles, transposed: eight rows' first elements,
- * then their second ones, and so on; lanes without a row hold zeros. */
-static FKL_NOINLINE void pack_across(const struct side *side, int count, ptrdiff_t start, ptrdiff_t n)
-{
-    const fkl_rows *rows = side->rows;
-    const char *base = rows->data + side->first * rows->row_stride + start * rows->item_stride;
-    double *tile = (double *)(void *)side->tile;
-    if (count < LANES)
-        memset(tile, 0, (size_t)(n * LANES) * sizeof(double));
-    const ptrdiff_t size = type_size((enum fkl_type)rows->type);
-    const int plain = (rows->type == FKL_F64 || rows->type == FKL_F32) && !rows->swapped && count == LANES;
-    if (plain && rows->item_stride == size) { /* along the rows, VD elements at a time */
-        for (ptrdiff_t j = 0; j < n; j += VD) {
-            ptrdiff_t part_size = n - j < VD ? n - j : VD;
-            for (int part = 0; part < LANES; part += VD) {
-                vd square[VD];
-                FKL_UNROLL
-                for (int i = 0; i < VD; i++) {
-                    const char *from = base + (part + i) * rows->row_stride + j * size;
-                    if (part_size == VD)
-                        square[i] = rows->type == FKL_F64 ? load(FKL_F64, from) : load(FKL_F32, from);
-                    else
-                        square[i] = rows->type == FKL_F64 ? load_part(FKL_F64, from, part_size)
-                                                          : load_part(FKL_F32, from, part_size);
-                }
-                vd_transpose(square);
-                FKL_UNROLL
-                for (int i = 0; i < VD; i++)
-                    if (i < part_size)
-                        vd_store(tile + (j + i) * LANES + part, square[i]);
-            }
-        }
-        fkl_prefetch(base + AHEAD);
-    } else if (plain && rows->row_stride == size) { /* across them */
-        for (ptrdiff_t j = 0; j < n; j++)
-            for (int part = 0; part < LANES; part += VD) {
-                const char *from = base + j * rows->item_stride + part * size;
-                vd_store(tile + j * LANES + part, rows->type == FKL_F64 ? load(FKL_F64, from) : load(FKL_F32, from));
-                fkl_prefetch(from + 64);
-            }
-    } else {
-        for (ptrdiff_t j = 0; j < n; j++)
-            for (int i = 0; i < count; i++)
-                tile[j * LANES + i] = load_any((enum fkl_type)rows->type, rows->swapped,
-                                               base + i * rows->row_stride + j * rows->item_stride);
-    }
-}
-
 /* The area between the cumulative distributions of up to eight rows, one per lane. The difference of the two is a sum
  * of numbers of both signs and is kept to twice the precision; the area is a sum of numbers >= 0 but may be of very
  * many, so it is compensated. */
@@ -1246,8 +1319,8 @@ static void wasserstein(struct group *g, double *result)
 
     for (ptrdiff_t start = 0; start < length; start += tile_length) {
         ptrdiff_t n = length - start < tile_length ? length - start : tile_length;
-        pack_across(&g->p, g->count, start, n);
-        pack_across(&g->q, g->count, start, n);
+        pack_columns(g->p.rows, g->p.first, g->count, start, n, FKL_F64, g->p.tile);
+        pack_columns(g->q.rows, g->q.first, g->count, start, n, FKL_F64, g->q.tile);
         for (int j = 0; j < LANES; j += VD) {
             const vd c = vd_load(&g->context.c[j]), c_low = vd_load(&g->context.c_low[j]);
             vd ahead = vd_load(&state[0][j]), ahead_low = vd_load(&state[1][j]);
@@ -1284,7 +1357,7 @@ FKL_INLINE enum fkl_type effective_type(enum fkl_op op, enum fkl_type type, cons
                                         const fkl_problem *problem)
 {
     int narrow = type == FKL_F16 || type == FKL_BF16;
-    int taken = FKL_FLOAT_KERNELS && problem->normalize && is_direct(p, type) && is_direct(q, type) &&
+    int taken = FKL_FLOAT_KERNELS && problem->length > FKL_SHORT && problem->normalize && is_direct(p, type) && is_direct(q, type) &&
                 (op == FKL_KL || ((op == FKL_JS || op == FKL_JS_DISTANCE) && problem->parameter == 0.5));
     return narrow && !taken ? FKL_F32 : type;
 }
@@ -1293,12 +1366,12 @@ FKL_INLINE enum fkl_type effective_type(enum fkl_op op, enum fkl_type type, cons
  * they are, and rows longer than a tile are packed group by group, a part at a time. */
 static int wants_packing(const fkl_rows *rows, enum fkl_type type, ptrdiff_t length)
 {
-    const int plain = !rows->swapped && (rows->type == FKL_F64 || rows->type == FKL_F32);
     const ptrdiff_t size = type_size((enum fkl_type)rows->type);
     if (length > FKL_TILE_LENGTH)
         return 0;
-    if (length <= FKL_ACROSS)
-        return !(plain && (rows->row_stride == size || rows->item_stride == size));
+    if (length <= FKL_SHORT)
+        return (enum fkl_type)rows->type != type || rows->swapped ||
+               !(rows->row_stride == size || rows->item_stride == size);
     return !is_direct(rows, type);
 }
 
@@ -1330,90 +1403,104 @@ struct plan {
     enum pass sums_pass, terms_pass;
     ptrdiff_t together; /* rows in a group */
     void *scratch;
+    char *p_columns, *q_columns; /* short rows: their elements, see pack_columns() */
 };
 
-/* A group of rows, and for short rows their elements. */
-static void open_group(const struct plan *plan, ptrdiff_t first, int count, struct group *g)
+/* Rows that are worked on together, in groups, and what comes of them. */
+struct batch {
+    ptrdiff_t first;
+    int groups, counts[GROUPS];
+    double result[GROUPS][LANES];
+    unsigned good[GROUPS]; /* a bit for each row whose result is vouched for */
+};
+
+static void open_groups(const struct plan *plan, const struct batch *batch, int from, int to, struct group g[GROUPS],
+                        struct totals totals[GROUPS])
 {
-    start_group(g, plan->p, plan->q, first, count, plan->problem, plan->type, plan->order, plan->scratch);
-    if (!plan->across)
-        return;
-    pack_across(&g->p, count, 0, plan->problem->length);
-    if (plan->p == plan->q)
-        g->q.tile = g->p.tile;
-    else
-        pack_across(&g->q, count, 0, plan->problem->length);
+    const ptrdiff_t columns = LANES * type_size(plan->type) * plan->problem->length;
+    for (int i = from; i < to; i++, g++, totals++) {
+        start_group(g, plan->p, plan->q, batch->first + i * plan->together, batch->counts[i], plan->problem, plan->type,
+                    plan->order, plan->scratch);
+        if (plan->across) {
+            g->p.tile = plan->p_columns + i * columns;
+            g->q.tile = plan->q_columns + i * columns;
+        } else if (batch->counts[i] < LANES) { /* lanes without a row must not hold rubbish */
+            memset(totals, 0, sizeof *totals);
+        }
+    }
 }
 
-/* The results of a group from its sums and then its terms; returns a bit for each row that they are vouched for. */
-static unsigned two_passes(const struct plan *plan, ptrdiff_t first, int count, double result[LANES])
+/* The results of groups [from, to) from their sums and then their terms. */
+static void two_passes(const struct plan *plan, struct batch *batch, int from, int to)
 {
     const ptrdiff_t length = plan->problem->length;
-    const int exact = plan->sums_pass == PASS_SUMS_EXACT;
-    struct group g;
-    struct totals sums, terms;
+    const int exact = plan->sums_pass == PASS_SUMS_EXACT, groups = to - from;
+    struct group g[GROUPS];
+    struct totals sums[GROUPS], terms[GROUPS];
 
-    open_group(plan, first, count, &g);
-    if (count < LANES) { /* lanes without a row must not hold rubbish */
-        memset(&sums, 0, sizeof sums);
-        memset(&terms, 0, sizeof terms);
+    open_groups(plan, batch, from, to, g, sums);
+    if (from > 0 && plan->together * length * type_size(plan->type) <= AHEAD)
+        g[0].ahead = 0; /* the group before has asked for this one */
+    plan->run(plan->sums_pass, g, groups, 0, length, sums);
+    for (int i = 0; i < groups; i++) {
+        batch->good[from + i] = prepare(&g[i], &sums[i], exact, plan->floats ? SUM_LOW_FLOAT : SUM_LOW,
+                                        plan->floats ? SUM_HIGH_FLOAT : SUM_HIGH);
+        g[i].ahead = AHEAD;
+        if (!plan->across && batch->counts[from + i] < LANES)
+            memset(&terms[i], 0, sizeof terms[i]);
     }
-    if (first > 0 && plan->together * length * type_size(plan->type) <= AHEAD)
-        g.ahead = 0; /* the group before has asked for this one */
-    plan->run(plan->sums_pass, &g, 0, length, &sums);
-    unsigned good = prepare(&g, &sums, exact, plan->floats ? SUM_LOW_FLOAT : SUM_LOW,
-                            plan->floats ? SUM_HIGH_FLOAT : SUM_HIGH);
-    g.ahead = AHEAD;
     if (plan->op == FKL_WASSERSTEIN) {
-        wasserstein(&g, result);
-        return good;
+        for (int i = 0; i < groups; i++)
+            wasserstein(&g[i], batch->result[from + i]);
+        return;
     }
-    plan->run(plan->terms_pass, &g, 0, length, &terms);
-    if (plan->op != FKL_RENYI)
-        return good & finish(plan->op, plan->terms_pass, plan->floats, &g, &terms, &sums, 0, result);
-    for (int i = 0; i < count; i++) {
-        result[i] = good >> i & 1 ? finish_renyi(&g, &terms, i) : 0.0;
-        good &= ~((unsigned)renyi_overflows(&g, &terms, i) << i);
+    plan->run(plan->terms_pass, g, groups, 0, length, terms);
+    for (int i = 0; i < groups; i++) {
+        double *result = batch->result[from + i];
+        unsigned *good = &batch->good[from + i];
+        if (plan->op != FKL_RENYI) {
+            *good &= finish(plan->op, plan->terms_pass, plan->floats, &g[i], &terms[i], &sums[i], 0, result);
+            continue;
+        }
+        for (int j = 0; j < g[i].count; j++) {
+            result[j] = *good >> j & 1 ? finish_renyi(&g[i], &terms[i], j) : 0.0;
+            *good &= ~((unsigned)renyi_overflows(&g[i], &terms[i], j) << j);
+        }
     }
-    return good;
 }
 
 /* Normalised KL in one pass. Several groups' sums are taken before their results: the divisions of one hide behind those
  * of the others. Where the difference that is the result would cancel, or the row sums are too far apart for it, the
  * group goes through two passes. */
-static void one_pass(const struct plan *plan, ptrdiff_t first, const int counts[GROUPS], int groups,
-                     double result[GROUPS][LANES], unsigned good[GROUPS])
+static void one_pass(const struct plan *plan, struct batch *batch)
 {
+    struct group g[GROUPS];
     struct totals terms[GROUPS];
-    struct group g;
-    for (int i = 0; i < groups; i++) {
-        open_group(plan, first + i * plan->together, counts[i], &g);
-        if (counts[i] < LANES)
-            memset(&terms[i], 0, sizeof terms[i]);
-        plan->run(PASS_KL, &g, 0, plan->problem->length, &terms[i]);
-    }
-    for (int i = 0; i < groups; i++) {
-        const unsigned all = (1u << counts[i]) - 1u;
-        double again[LANES];
-        good[i] = finish_kl(&terms[i], plan->problem, plan->floats, result[i]);
-        if (FKL_LIKELY((good[i] & all) == all))
+    open_groups(plan, batch, 0, batch->groups, g, terms);
+    plan->run(PASS_KL, g, batch->groups, 0, plan->problem->length, terms);
+    for (int i = 0; i < batch->groups; i++)
+        batch->good[i] = finish_kl(&terms[i], plan->problem, plan->floats, batch->result[i]);
+    for (int i = 0; i < batch->groups; i++) {
+        const unsigned all = (1u << batch->counts[i]) - 1u, good = batch->good[i];
+        double first[LANES];
+        if (FKL_LIKELY((good & all) == all))
             continue;
         struct plan second = *plan;
         second.type = plan->type == FKL_F64 ? FKL_F64 : FKL_F32;
-        second.run = plan->across ? run_across : plan->type == FKL_F64 ? run_f64 : run_f32;
+        second.run = runner(second.type, plan->across);
         second.floats = 0;
-        unsigned more = two_passes(&second, first + i * plan->together, counts[i], again) & ~good[i];
-        for (int j = 0; j < counts[i]; j++)
-            if (more >> j & 1)
-                result[i][j] = again[j];
-        good[i] |= more;
+        memcpy(first, batch->result[i], sizeof first);
+        two_passes(&second, batch, i, i + 1);
+        for (int j = 0; j < batch->counts[i]; j++)
+            if (good >> j & 1)
+                batch->result[i][j] = first[j];
+        batch->good[i] |= good;
     }
 }
 
 static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_rows *q, ptrdiff_t n_rows,
                       const fkl_problem *problem, double *result, void *scratch)
 {
-    static pass_runner *const runners[FKL_ROW_TYPES] = {run_f64, run_f32, run_f16, run_bf16};
     const ptrdiff_t length = problem->length;
     enum fkl_op op = (enum fkl_op)operation;
 
@@ -1438,18 +1525,21 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
         return;
     }
 
-    const int across = length <= FKL_ACROSS, single = op == FKL_KL && problem->normalize;
+    const int across = length <= FKL_SHORT, single = op == FKL_KL && problem->normalize;
     const int js = op == FKL_JS || op == FKL_JS_DISTANCE;
     /* Where c enters in first order, or times a large alpha, it must be known to twice the precision. */
     const int exact = op == FKL_TOTAL_VARIATION || op == FKL_RENYI || op == FKL_WASSERSTEIN;
     struct plan plan = {
         .op = op, .p = p, .q = q, .problem = problem, .order = order, .across = across, .scratch = scratch,
-        .type = across ? FKL_F64 : effective_type(op, (enum fkl_type)row_type, p, q, problem),
-        .sums_pass = exact ? PASS_SUMS_EXACT : js ? PASS_SUMS : PASS_SUMS_MAX,
+        .type = effective_type(op, (enum fkl_type)row_type, p, q, problem),
         .terms_pass = term_pass(op, problem, 0),
+        .p_columns = scratch,
     };
-    plan.run = across ? run_across : runners[plan.type];
+    plan.q_columns = q == p ? plan.p_columns : plan.p_columns + FKL_PACKED_ROWS * 8 * length;
+    plan.run = runner(plan.type, across);
     plan.floats = in_float(single ? PASS_KL : plan.terms_pass, plan.type);
+    /* Of float rows, PASS_SUMS is good for terms in float alone. */
+    plan.sums_pass = exact ? PASS_SUMS_EXACT : js && (plan.floats || plan.type == FKL_F64) ? PASS_SUMS : PASS_SUMS_MAX;
     /* Rows that are passed over twice go in groups that stay in the cache in between. */
     const ptrdiff_t fitting = 131072 / (length * type_size(plan.type));
     plan.together = across || fitting > LANES ? LANES : fitting < 1 ? 1 : fitting;
@@ -1463,27 +1553,38 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
 
     for (ptrdiff_t first = 0; first < n_rows; first += stretch) {
         const ptrdiff_t n = n_rows - first < stretch ? n_rows - first : stretch;
-        ptrdiff_t base = first; /* of the rows that plan.p and plan.q stand for */
+        struct batch batch;
+        batch.first = first;
+        batch.groups = 0;
         if (packs_p || packs_q) {
             plan.p = take_rows(p, packs_p, first, n, length, plan.type, p_tile, &p_packed);
             plan.q = q == p ? plan.p : take_rows(q, packs_q, first, n, length, plan.type, q_tile, &q_packed);
-            base = 0;
+            batch.first = 0;
         }
-        double values[GROUPS][LANES];
-        unsigned good[GROUPS];
-        int counts[GROUPS], groups = 0;
-        for (ptrdiff_t at = 0; at < n; at += plan.together, groups++) {
-            counts[groups] = (int)(n - at < plan.together ? n - at : plan.together);
-            if (!single)
-                good[groups] = two_passes(&plan, base + at, counts[groups], values[groups]);
+        if (across) {
+            pack_columns(plan.p, batch.first, n, 0, length, plan.type, plan.p_columns);
+            if (q != p)
+                pack_columns(plan.q, batch.first, n, 0, length, plan.type, plan.q_columns);
         }
-        if (single)
-            one_pass(&plan, base, counts, groups, values, good);
-        ptrdiff_t row = 0;
-        for (int i = 0; i < groups; i++)
-            for (int j = 0; j < counts[i]; j++, row++)
-                result[first + row] = FKL_LIKELY(good[i] >> j & 1)
-                                          ? values[i][j]
-                                          : exact_row(op, plan.p, plan.q, base + row, problem, order, scratch);
+        for (ptrdiff_t at = 0; at < n; at += plan.together)
+            batch.counts[batch.groups++] = (int)(n - at < plan.together ? n - at : plan.together);
+        if (single) {
+            one_pass(&plan, &batch);
+        } else {
+            for (int i = 0; i < batch.groups; i += across ? batch.groups : 1)
+                two_passes(&plan, &batch, i, across ? batch.groups : i + 1);
+        }
+        for (int i = 0; i < batch.groups; i++) {
+            const ptrdiff_t at = i * plan.together;
+            double *to = result + first + at;
+            if (FKL_LIKELY(batch.counts[i] == LANES && (batch.good[i] & 0xffu) == 0xffu)) {
+                memcpy(to, batch.result[i], sizeof batch.result[i]);
+                continue;
+            }
+            for (int j = 0; j < batch.counts[i]; j++)
+                to[j] = batch.good[i] >> j & 1
+                            ? batch.result[i][j]
+                            : exact_row(op, plan.p, plan.q, batch.first + at + j, problem, order, scratch);
+        }
     }
 }

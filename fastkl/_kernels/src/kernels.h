@@ -44,6 +44,7 @@ typedef void fkl_pair_kernel(int operation, int row_type, const fkl_rows *p, con
 /* Scratch space: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to FKL_TILE_LENGTH elements of each
  * row at a time, which is a multiple of the summation block; behind them the rows of p and of q that are packed ahead of
  * several groups, if a whole row fits. Elements are counted as doubles. */
+#define FKL_SHORT 16 /* rows up to this length go eight at a time, one per lane, and FKL_PACKED_ROWS of them are a tile */
 #define FKL_TILE_ROWS 8
 #define FKL_TILE_LENGTH 4096
 #define FKL_PACKED_ROWS 64
@@ -54,7 +55,7 @@ static inline ptrdiff_t fkl_tile_length(ptrdiff_t length)
 }
 static inline ptrdiff_t fkl_group_scratch(ptrdiff_t length)
 {
-    return 2 * FKL_TILE_ROWS * 8 * fkl_tile_length(length);
+    return 2 * (length <= FKL_SHORT ? FKL_PACKED_ROWS : FKL_TILE_ROWS) * 8 * fkl_tile_length(length);
 }
 /* From one packed row to the next: whole cache lines, and one more, lest rows fall on each other's places in the cache. */
 static inline ptrdiff_t fkl_packed_stride(ptrdiff_t length) { return (length * 8 + 63) / 64 * 64 + 64; }

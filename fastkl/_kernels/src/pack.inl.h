@@ -144,3 +144,104 @@ static FKL_NOINLINE void pack(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t c
                 to + i * to_stride + done * size);
     }
 }
+
+/* Elements at and at + 1 of eight rows as columns of eight. Rows lie along the memory (the elements of a row next to each
+ * other) or across it (the rows' first elements, and so on). */
+FKL_INLINE void two_columns(const enum fkl_type from_type, const enum fkl_type to_type, const int along,
+                            const fkl_rows *rows, const char *from, char *to)
+{
+    if (from_type == FKL_F32 && to_type == FKL_F32) {
+        float *first = (float *)(void *)to, *second = first + LANES;
+        if (along) {
+            vf_store_columns(from, rows->row_stride, first, second);
+        } else {
+            memcpy(first, from, LANES * sizeof *first);
+            memcpy(second, from + rows->item_stride, LANES * sizeof *second);
+        }
+        return;
+    }
+    double *first = (double *)(void *)to, *second = first + LANES;
+    for (int part = 0; part < LANES; part += VD, from += VD * rows->row_stride) {
+        vd x, y;
+        if (along) {
+            if (from_type == FKL_F64)
+                vd_load_columns(from, rows->row_stride, &x, &y);
+            else
+                vh_load_columns(from, rows->row_stride, &x, &y);
+        } else {
+            x = from_type == FKL_F64 ? vd_load(from) : vh_load_double(from);
+            y = from_type == FKL_F64 ? vd_load(from + rows->item_stride) : vh_load_double(from + rows->item_stride);
+        }
+        vd_store(first + part, x);
+        vd_store(second + part, y);
+    }
+}
+
+FKL_INLINE void eight_rows(const enum fkl_type from_type, const enum fkl_type to_type, const int along,
+                           const fkl_rows *rows, const char *from, ptrdiff_t n, char *to)
+{
+    const ptrdiff_t column = LANES * type_size(to_type);
+    ptrdiff_t i = 0;
+    for (; i + 2 <= n; i += 2)
+        two_columns(from_type, to_type, along, rows, from + i * rows->item_stride, to + i * column);
+    if (i < n) /* never past the end of a row: its last two elements again */
+        two_columns(from_type, to_type, along, rows, from + (n - 2) * rows->item_stride, to + (n - 2) * column);
+}
+
+/* Ask for the eight rows that will be wanted two calls from now; there is arithmetic to hide the wait behind. */
+FKL_INLINE void ask_for_eight_rows(const fkl_rows *rows, const char *from, ptrdiff_t n, int along)
+{
+    const ptrdiff_t size = type_size((enum fkl_type)rows->type);
+    from += 2 * FKL_PACKED_ROWS * rows->row_stride;
+    if (!along) {
+        for (ptrdiff_t j = 0; j < n; j++)
+            fkl_prefetch_far(from + j * rows->item_stride);
+    } else if (rows->row_stride == n * size) {
+        for (ptrdiff_t line = 0; line < LANES * n * size; line += 64)
+            fkl_prefetch_far(from + line);
+    } else if (rows->row_stride != 0) {
+        for (int i = 0; i < LANES; i++) {
+            fkl_prefetch_far(from + i * rows->row_stride);
+            fkl_prefetch_far(from + i * rows->row_stride + n * size - 1);
+        }
+    }
+}
+
+/* The elements [start, start + n) of rows [first, first + count) as doubles or floats, in groups of eight rows: their
+ * first elements, then their second ones, and so on. The last group repeats its last row to be whole. */
+static FKL_NOINLINE void pack_columns(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t count, ptrdiff_t start,
+                                      ptrdiff_t n, enum fkl_type to_type, char *to)
+{
+    const enum fkl_type type = (enum fkl_type)rows->type;
+    const ptrdiff_t size = type_size(type), to_size = type_size(to_type);
+    const int plain = n > 1 && !rows->swapped && (type == FKL_F64 || type == FKL_F32);
+    const int along = plain && rows->item_stride == size, across = plain && rows->row_stride == size;
+    const char *from = rows->data + first * rows->row_stride + start * rows->item_stride;
+
+    for (; count > 0; count -= LANES, from += LANES * rows->row_stride, to += LANES * n * to_size) {
+        if (count < LANES || !(along || across)) {
+            for (int i = 0; i < LANES; i++)
+                for (ptrdiff_t j = 0; j < n; j++)
+                    convert(type, rows->swapped, from + (i < count ? i : count - 1) * rows->row_stride +
+                            j * rows->item_stride, 0, 1, to_type, to + (j * LANES + i) * to_size);
+            continue;
+        }
+        ask_for_eight_rows(rows, from, n, along);
+        if (type == FKL_F64) {
+            if (along)
+                eight_rows(FKL_F64, FKL_F64, 1, rows, from, n, to);
+            else
+                eight_rows(FKL_F64, FKL_F64, 0, rows, from, n, to);
+        } else if (to_type == FKL_F64) {
+            if (along)
+                eight_rows(FKL_F32, FKL_F64, 1, rows, from, n, to);
+            else
+                eight_rows(FKL_F32, FKL_F64, 0, rows, from, n, to);
+        } else {
+            if (along)
+                eight_rows(FKL_F32, FKL_F32, 1, rows, from, n, to);
+            else
+                eight_rows(FKL_F32, FKL_F32, 0, rows, from, n, to);
+        }
+    }
+}

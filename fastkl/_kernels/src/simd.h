@@ -338,6 +338,40 @@ FKL_INLINE void v4_transpose(v4 r[4])
 }
 #endif
 
+/* Two neighbouring doubles of each of VD rows that are `stride` bytes apart: the first ones, and the second ones. */
+FKL_INLINE void vd_load_columns(const char *from, ptrdiff_t stride, vd *first, vd *second)
+{
+#if VD == 8
+    __m512d even = _mm512_castpd128_pd512(_mm_loadu_pd((const double *)(const void *)from));
+    __m512d odd = _mm512_castpd128_pd512(_mm_loadu_pd((const double *)(const void *)(from + stride)));
+#define FKL_ROWS(I)                                                                                                    \
+    even = _mm512_insertf64x2(even, _mm_loadu_pd((const double *)(const void *)(from + 2 * (I) * stride)), I);         \
+    odd = _mm512_insertf64x2(odd, _mm_loadu_pd((const double *)(const void *)(from + (2 * (I) + 1) * stride)), I);
+    FKL_ROWS(1)
+    FKL_ROWS(2)
+    FKL_ROWS(3)
+#undef FKL_ROWS
+    *first = (vd)_mm512_unpacklo_pd(even, odd);
+    *second = (vd)_mm512_unpackhi_pd(even, odd);
+#elif VD == 4
+    __m128d row[4];
+    for (int i = 0; i < 4; i++)
+        row[i] = _mm_loadu_pd((const double *)(const void *)(from + i * stride));
+    __m256d even = _mm256_insertf128_pd(_mm256_castpd128_pd256(row[0]), row[2], 1);
+    __m256d odd = _mm256_insertf128_pd(_mm256_castpd128_pd256(row[1]), row[3], 1);
+    *first = (vd)_mm256_unpacklo_pd(even, odd);
+    *second = (vd)_mm256_unpackhi_pd(even, odd);
+#elif VD == 2
+    vd even = vd_load(from), odd = vd_load(from + stride);
+    *first = (vd){even[0], odd[0]};
+    *second = (vd){even[1], odd[1]};
+#else
+    (void)stride;
+    *first = vd_load(from);
+    *second = vd_load(from + 8);
+#endif
+}
+
 /* ---- conversions ----------------------------------------------------------------------------------------------- */
 
 /* VD floats as doubles. */
@@ -416,5 +450,58 @@ FKL_INLINE vf vf_load_f16(const void *address)
 #endif
 #endif
 #endif
+
+/* vd_load_columns() for rows of floats. */
+FKL_INLINE void vh_load_columns(const char *from, ptrdiff_t stride, vd *first, vd *second)
+{
+#if VD >= 4
+    __m128 rows[VD / 2]; /* of two rows each, the neighbours */
+    for (int i = 0; i < VD / 2; i++)
+        rows[i] = _mm_loadh_pi(_mm_castpd_ps(_mm_load_sd((const double *)(const void *)(from + 2 * i * stride))),
+                               (const __m64 *)(const void *)(from + (2 * i + 1) * stride));
+#if VD == 8
+    __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[0]), rows[2], 1);
+    __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[1]), rows[3], 1);
+    *first = (vd)_mm512_cvtps_pd(_mm256_shuffle_ps(low, high, 0x88));
+    *second = (vd)_mm512_cvtps_pd(_mm256_shuffle_ps(low, high, 0xdd));
+#else
+    *first = (vd)_mm256_cvtps_pd(_mm_shuffle_ps(rows[0], rows[1], 0x88));
+    *second = (vd)_mm256_cvtps_pd(_mm_shuffle_ps(rows[0], rows[1], 0xdd));
+#endif
+#elif VD == 2
+    vd even = vh_load_double(from), odd = vh_load_double(from + stride);
+    *first = (vd){even[0], odd[0]};
+    *second = (vd){even[1], odd[1]};
+#else
+    (void)stride;
+    *first = vh_load_double(from);
+    *second = vh_load_double(from + 4);
+#endif
+}
+
+/* Two neighbouring floats of each of eight rows: the first ones to *first, the second ones to *second. */
+FKL_INLINE void vf_store_columns(const char *from, ptrdiff_t stride, float first[LANES], float second[LANES])
+{
+#if VD == 1
+    for (int i = 0; i < LANES; i++) {
+        memcpy(&first[i], from + i * stride, 4);
+        memcpy(&second[i], from + i * stride + 4, 4);
+    }
+#else
+    for (int i = 0; i < LANES; i += 4) {
+        typedef double v2 __attribute__((vector_size(16))); /* two floats are moved as a double */
+        v4 rows[2];
+        for (int j = 0; j < 2; j++) {
+            double low, high;
+            memcpy(&low, from + (i + 2 * j) * stride, 8);
+            memcpy(&high, from + (i + 2 * j + 1) * stride, 8);
+            rows[j] = (v4)(v2){low, high};
+        }
+        v4 even = FKL_SHUFFLE(rows[0], rows[1], 0, 2, 4, 6), odd = FKL_SHUFFLE(rows[0], rows[1], 1, 3, 5, 7);
+        memcpy(first + i, &even, 16);
+        memcpy(second + i, &odd, 16);
+    }
+#endif
+}
 
 #endif
