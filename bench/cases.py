@@ -281,13 +281,17 @@ def make_rows(
 
 
 def make_pairs(mib: float, dtype: str, row_length: int = ROW_LENGTH, rows: str = "ordinary", seed: int = 1) -> Pairs:
-    """Pairs of rows that fill ``mib`` MiB in all, p and q together.
+    """Pairs of rows that fill ``mib`` MiB in all, p and q together, and a page or a row more.
+
+    Two arrays exactly a power of two apart fall on the same banks of the memory, whose reading then is slower by half
+    for everybody; arrays that were made apart don't lie like that, hence the page.
 
     A random block of 2²¹ elements is laid out again and again, each time rotated by other numbers of rows for p and
     for q, so that the memory is all distinct, the pairs too, and a gibibyte takes about a second to make.
     """
     storage = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
-    count = max(int(mib * 2**20) // (2 * row_length * storage.itemsize), 4)
+    row_bytes = row_length * storage.itemsize
+    count = max(int(mib * 2**20) // (2 * row_bytes), 4) + -(-4096 // row_bytes)
     block_length = min(count, max(2**21 // row_length, 4))
     blocks = make_rows(rows, (block_length, row_length), dtype, np.random.default_rng(seed))
     both = np.empty((2, count, row_length), storage)

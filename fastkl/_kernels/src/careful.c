@@ -95,40 +95,52 @@ static double phi(const struct terms *x)
     return ldexp(curved, x->p_e) + (ldexp(x->q_z, x->q_e) - ldexp(r.q2, x->p_e));
 }
 
-/* Terms that are homogeneous of degree 1 in (p, c q) are computed with the larger of the two in [1, 4). */
-static double js_term(struct terms x, double weight)
+/* p, c q and what the rounding of c q has lost, in units of 2^e in which the larger of the two is in [1, 4): for terms
+ * that are homogeneous in (p, c q). */
+struct in_units {
+    double p, q, low;
+    int e;
+};
+
+static struct in_units in_units(const struct terms *x)
 {
-    if (x.p_z == 0.0 && x.q_z == 0.0)
-        return 0.0;
-    int e = x.p_z == 0.0 || (x.q_z != 0.0 && x.q_e > x.p_e) ? x.q_e : x.p_e;
-    double p = ldexp(x.p_z, x.p_e - e), q = ldexp(x.q_z, x.q_e - e), low = ldexp(x.q_low, x.q_e - e);
-    double n = (p - q) - low, m = weight * p + (1.0 - weight) * q;
-    if (m < 0x1p-1000)
-        return 0.0;
-    double phi_p = p < 0x1p-1000 ? m : vd_phi_near(p, m, (1.0 - weight) * n);
-    double phi_q = q < 0x1p-1000 ? m : vd_phi_near(q, m, -weight * n);
-    return ldexp(weight * phi_p + (1.0 - weight) * phi_q, e);
+    struct in_units u;
+    u.e = x->p_z == 0.0 || (x->q_z != 0.0 && x->q_e > x->p_e) ? x->q_e : x->p_e;
+    u.p = ldexp(x->p_z, x->p_e - u.e);
+    u.q = ldexp(x->q_z, x->q_e - u.e);
+    u.low = ldexp(x->q_low, x->q_e - u.e);
+    return u;
 }
 
-static double hellinger_term(struct terms x)
+static double js_term(const struct terms *x, double weight)
 {
-    if (x.p_z == 0.0 && x.q_z == 0.0)
+    const struct in_units u = in_units(x);
+    double n = (u.p - u.q) - u.low, m = weight * u.p + (1.0 - weight) * u.q;
+    if (m < 0x1p-1000)
         return 0.0;
-    int e = x.p_z == 0.0 || (x.q_z != 0.0 && x.q_e > x.p_e) ? x.q_e : x.p_e;
-    double p = ldexp(x.p_z, x.p_e - e), q = ldexp(x.q_z, x.q_e - e), low = ldexp(x.q_low, x.q_e - e);
-    double d = ((p - q) - low) / (sqrt(p) + sqrt(q));
-    return ldexp(d * d, e);
+    double phi_p = u.p < 0x1p-1000 ? m : vd_phi_near(u.p, m, (1.0 - weight) * n);
+    double phi_q = u.q < 0x1p-1000 ? m : vd_phi_near(u.q, m, -weight * n);
+    return ldexp(weight * phi_p + (1.0 - weight) * phi_q, u.e);
+}
+
+static double hellinger_term(const struct terms *x)
+{
+    const struct in_units u = in_units(x);
+    if (u.p == 0.0 && u.q == 0.0)
+        return 0.0;
+    double d = ((u.p - u.q) - u.low) / (sqrt(u.p) + sqrt(u.q));
+    return ldexp(d * d, u.e);
 }
 
 /* D_alpha, by logarithms of whole terms. The sum of p^alpha q^(1-alpha) is 1 + sum [p (e^(bL) - 1 - bL) + b phi(p, q)]
- * (see discrete.inl.h), which is used while it is near 1; else it is the largest term times a sum of exponentials. */
+ * (see discrete_terms.inl.h), which is used while it is near 1; else it is the largest term times a sum of
+ * exponentials. */
 static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem, double p_max, double q_max)
 {
     const ptrdiff_t length = problem->length;
     const int normalize = problem->normalize;
     const double alpha = problem->parameter;
-    const int turned = alpha > 0.0 && alpha < 0.5; /* p and q have changed places already */
-    const double b = turned ? -alpha : alpha - 1.0;
+    const double b = fkl_renyi_order(alpha); /* p and q have changed places already */
     const int p_scale = split(p_max).exponent, q_scale = split(q_max).exponent;
     struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, c = {1.0, 0.0}, inside = {0.0, 0.0}, outside = {0.0, 0.0};
 
@@ -176,10 +188,10 @@ static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem 
             /* log(p^alpha q^(1 - alpha) / sum p): the octaves of p and of r^b may be many and opposite, so they are
              * added up exactly first. */
             double octaves, octaves_low, error;
-            vd_two_product(isinf(b) ? 0.0 : b, r.k, &octaves, &octaves_low);
+            vd_two_product(b, r.k, &octaves, &octaves_low);
             vd_two_sum(octaves, term.p_e, &octaves, &error);
             octaves_low += error;
-            double rest = (isinf(b) ? 0.0 : b * fma(r.s, r.t, 2.0 * r.s)) + log(term.p_z / p_total);
+            double rest = b * fma(r.s, r.t, 2.0 * r.s) + log(term.p_z / p_total);
             double log_term = fma(octaves, FKL_LN2, fma(octaves, FKL_LN2_LOW, octaves_low * FKL_LN2) + rest);
             if (pass == 0) {
                 largest_ratio = log_ratio > largest_ratio ? log_ratio : largest_ratio;
@@ -260,7 +272,6 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
 
         switch (operation) {
         case FKL_KL:
-        case FKL_REVERSE_KL:
             add(&sum, phi(&term));
             if (!normalize)
                 add(&second, p_j), add(&second, -q_j);
@@ -275,10 +286,9 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
             break;
         case FKL_JS:
         case FKL_JS_DISTANCE:
-            add(&sum, js_term(term, alpha));
+            add(&sum, js_term(&term, alpha));
             break;
         case FKL_CROSS_ENTROPY:
-        case FKL_ENTROPY:
             if (no_p)
                 break;
             if (no_q) {
@@ -299,7 +309,7 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
             add(&sum, fabs(n));
             break;
         case FKL_HELLINGER:
-            add(&sum, hellinger_term(term));
+            add(&sum, hellinger_term(&term));
             break;
         case FKL_WASSERSTEIN:
             /* The bins up to this one against the gap to the next. */
@@ -319,7 +329,6 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
     const int carried = normalize ? 0 : p_scale;
     switch (operation) {
     case FKL_KL:
-    case FKL_REVERSE_KL:
         if (!normalize && !isinf(value))
             value += second.high + second.low;
         return ldexp(value / total, carried) / problem->log_base;
@@ -331,7 +340,6 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
         return ldexp(sqrt(value / total / problem->log_base), (carried - (carried & 1)) / 2);
     case FKL_JEFFREYS:
     case FKL_CROSS_ENTROPY:
-    case FKL_ENTROPY:
         return ldexp(value / total, carried) / problem->log_base;
     case FKL_TOTAL_VARIATION:
         value = 0.5 * value / total;

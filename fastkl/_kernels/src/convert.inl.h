@@ -1,4 +1,7 @@
 /* convert.inl.h: elements of every type and byte order, one at a time. */
+#ifndef FASTKL_CONVERT_H
+#define FASTKL_CONVERT_H
+
 #include "kernels.h"
 #include "simd.h"
 
@@ -84,3 +87,5 @@ FKL_INLINE int is_direct(const fkl_rows *rows, enum fkl_type type)
 {
     return (enum fkl_type)rows->type == type && rows->item_stride == type_size(type) && !rows->swapped;
 }
+
+#endif

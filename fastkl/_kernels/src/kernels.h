@@ -20,6 +20,15 @@ enum fkl_op {
     FKL_OPS
 };
 
+/* Renyi's divergence of order alpha is worked out as sum p r^b with r = p/q and this b. The orders from 1/2 up are the
+ * well-conditioned ones: below, p and q change places, for sum p^alpha q^(1 - alpha) is sum q^(1 - alpha) p^alpha. The
+ * infinite order is a maximum of r, whatever b. */
+static inline int fkl_renyi_turned(double alpha) { return alpha > 0.0 && alpha < 0.5; }
+static inline double fkl_renyi_order(double alpha)
+{
+    return fkl_renyi_turned(alpha) ? -alpha : alpha > 0x1.fffffffffffffp1023 ? 1.0 : alpha - 1.0;
+}
+
 /* Rows at equal distances: element j of row i is at data + i * row_stride + j * item_stride (bytes, any sign, or 0). */
 typedef struct {
     const char *data;
@@ -44,7 +53,7 @@ typedef void fkl_pair_kernel(int operation, int row_type, const fkl_rows *p, con
 /* Scratch space: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to FKL_TILE_LENGTH elements of each
  * row at a time, which is a multiple of the summation block; behind them the rows of p and of q that are packed ahead of
  * several groups, if a whole row fits. Elements are counted as doubles. */
-#define FKL_SHORT 16 /* rows up to this length go eight at a time, one per lane, and FKL_PACKED_ROWS of them are a tile */
+#define FKL_SHORT 16 /* rows up to this length go eight at a time, one per lane; FKL_PACKED_ROWS of them are a tile */
 #define FKL_TILE_ROWS 8
 #define FKL_TILE_LENGTH 4096
 #define FKL_PACKED_ROWS 64
@@ -57,7 +66,8 @@ static inline ptrdiff_t fkl_group_scratch(ptrdiff_t length)
 {
     return 2 * (length <= FKL_SHORT ? FKL_PACKED_ROWS : FKL_TILE_ROWS) * 8 * fkl_tile_length(length);
 }
-/* From one packed row to the next: whole cache lines, and one more, lest rows fall on each other's places in the cache. */
+/* From one packed row to the next: whole cache lines, and one more, lest rows fall on each other's places in the
+ * cache. */
 static inline ptrdiff_t fkl_packed_stride(ptrdiff_t length) { return (length * 8 + 63) / 64 * 64 + 64; }
 static inline ptrdiff_t fkl_packed_rows(ptrdiff_t length)
 {

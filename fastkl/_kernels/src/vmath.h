@@ -105,7 +105,8 @@ FKL_INLINE vd vd_power_near(vd k)
     return vd_select(one, vd_set(2.0), vd_select(minus, vd_set(0.5), w));
 }
 
-/* phi(p, q + low) for an unevaluated sum with |low| <= ulp(q)/2; the error of vd_phi, of the exact value for the pair. */
+/* phi(p, q + low) for an unevaluated sum with |low| <= ulp(q)/2; the error of vd_phi, of the exact value for the
+ * pair. */
 FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low)
 {
     vd q2, k = vd_octaves(p, q, &q2);

@@ -1,0 +1,206 @@
+/* discrete_results.inl.h: from the sums of up to eight rows their results, and which of these are vouched for. */
+#include "discrete_groups.inl.h"
+
+/* The pass that sums an operation's terms once c is known. */
+FKL_INLINE enum pass term_pass(enum fkl_op op, const fkl_problem *problem, int exact)
+{
+    switch (op) {
+    case FKL_JEFFREYS:
+        return PASS_JEFFREYS;
+    case FKL_JS:
+    case FKL_JS_DISTANCE:
+        return problem->parameter == 0.5 && problem->normalize && !exact ? PASS_JS_HALF : PASS_JS;
+    case FKL_CROSS_ENTROPY:
+        return PASS_CROSS;
+    case FKL_TOTAL_VARIATION:
+        return PASS_VARIATION;
+    case FKL_HELLINGER:
+        return PASS_HELLINGER;
+    case FKL_RENYI:
+        return problem->parameter == 0.0 ? PASS_SUPPORT : PASS_RENYI;
+    default:
+        return problem->normalize ? PASS_KL_PAIR : PASS_DIFFERENCE;
+    }
+}
+
+/* From the sums of up to eight rows, their contexts; returns a bit for each row the vector kernels can take. */
+static unsigned prepare(struct group *g, const struct totals *t, int exact, double low, double high)
+{
+    unsigned usable = 0;
+    for (int j = 0; j < LANES; j += VD) {
+        const vd one = vd_set(1.0), zero = vd_set(0.0);
+        vd p = vd_load(&t->sum[0][j]), q = vd_load(&t->sum[1][j]), p_low = zero, q_low = zero, d = zero;
+        if (exact) {
+            vd_two_sum(p, vd_load(&t->sum[3][j]), &p, &p_low);
+            vd_two_sum(q, vd_load(&t->sum[4][j]), &q, &q_low);
+            d = vd_load(&t->sum[2][j]) + vd_load(&t->sum[5][j]);
+        }
+        md fine = md_and(md_and(vd_le(vd_set(low), p), vd_le(p, vd_set(high))),
+                         md_and(vd_le(vd_set(low), q), vd_le(q, vd_set(high))));
+        usable |= md_lanes(fine) << j;
+        p = vd_select(fine, p, one);
+        q = vd_select(fine, q, one);
+        p_low = vd_select(fine, p_low, zero);
+        q_low = vd_select(fine, q_low, zero);
+        /* c = p/q to twice the precision: the remainder p - c q is exact. */
+        vd c = p / q, product, error;
+        vd_two_product(c, q, &product, &error);
+        vd c_low = (((p - product) - error) + (p_low - c * q_low)) / q;
+        if (exact) /* next to 1, c - 1 = d / q is known to its own last bits, which are far below those of c */
+            c_low = vd_select(vd_eq(c, one), vd_select(fine, d, zero) / q, c_low);
+        const int normalize = g->problem->normalize;
+        vd_store(&g->context.c[j], normalize ? c : one);
+        vd_store(&g->context.c_low[j], normalize ? c_low : zero);
+        vd_store(&g->context.p_sum[j], normalize ? p : one);
+        vd_store(&g->context.q_sum[j], normalize ? q : one);
+        vd_store(&g->context.half[j], normalize ? vd_set(0.5) * p : vd_infinity());
+    }
+    return usable & ~t->special;
+}
+
+/* The one-pass KL: sum phi / P - phi(1, Q/P) where that difference does not cancel. */
+static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, int floats, double *result)
+{
+    unsigned good = 0;
+    const double low = floats ? SUM_LOW_FLOAT : SUM_LOW, high = floats ? SUM_HIGH_FLOAT : SUM_HIGH;
+    /* A bound of the error of r. It changes the result by that times (r - 1 + itself), which `near` keeps below an
+     * eighth of that times the result. */
+    const double slack = floats ? 0x1p-22 : 0x1p-50;
+    for (int j = 0; j < LANES; j += VD) {
+        const vd one = vd_set(1.0), eight = vd_set(8.0);
+        vd sum = vd_load(&t->sum[0][j]), p = vd_load(&t->sum[1][j]), q = vd_load(&t->sum[2][j]);
+        md fine = md_and(md_and(vd_le(vd_set(low), vd_min(p, q)), vd_le(vd_max(p, q), vd_set(high))),
+                         md_and(vd_le(p, p), vd_le(q, q)));
+        p = vd_select(fine, p, one);
+        q = vd_select(fine, q, one);
+        vd a = sum / p, value = a;
+        /* Of rows that both sum to 1, as most do, what would be subtracted is below the last bit of a. */
+        vd apart = vd_abs(q - p), bound = apart + vd_set(0x1p-50) * p;
+        md alike = vd_le(bound * bound, vd_set(floats ? 0x1p-32 : 0x1p-58) * (p * sum));
+        md near = vd_le(vd_set(16.0) * (apart + vd_set(slack) * p), sum);
+        if (!FKL_LIKELY(md_lanes(md_and(alike, near)) == (1u << VD) - 1u)) {
+            vd r = q / p, off = vd_abs(r - one), excess = vd_phi(one, r);
+            md infinite = vd_eq(a, vd_infinity());
+            near = md_and(vd_le(eight * (off + vd_set(slack)), a), vd_le(eight * excess, a));
+            near = md_or(near, infinite);
+            value = vd_select(md_or(alike, infinite), a, a - excess);
+        }
+        vd_store(result + j, problem->log_base == 1.0 ? value : value / vd_set(problem->log_base));
+        good |= md_lanes(md_and(fine, near)) << j;
+    }
+    return good & ~t->special;
+}
+
+/* The other operations, and KL with a known c. A bit is set for each row whose error bound holds: sums of terms whose
+ * first-order dependence on c vanishes or is as small as they are need c to working precision only while they are large
+ * against the square of its error. exact: c is known to twice the precision, the bound holds. */
+static unsigned finish(enum fkl_op op, enum pass pass, int floats, const struct group *g, const struct totals *t,
+                       const struct totals *sums, int exact, double *result)
+{
+    unsigned good = 0;
+    const fkl_problem *problem = g->problem;
+    const double weight = problem->parameter;
+    for (int j = 0; j < LANES; j += VD) {
+        const vd zero = vd_set(0.0), one = vd_set(1.0), base = vd_set(problem->log_base);
+        vd p_sum = vd_load(&g->context.p_sum[j]), q_sum = vd_load(&g->context.q_sum[j]);
+        vd sum = vd_load(&t->sum[0][j]);
+        vd value = sum / p_sum;
+        /* Equal rows: every term is exactly 0, and none of a row of this size can have underflowed to it. */
+        md equal = md_and(vd_eq(sum, zero), md_and(vd_eq(vd_load(&g->context.c_low[j]), zero),
+                                                   vd_le(vd_set(0x1p-30), p_sum)));
+        md large = md_and(vd_le(vd_set(0x1p-40), value), vd_le(vd_set(0x1p-900), sum));
+        md fine = md_or(large, equal);
+        switch (op) {
+        case FKL_JS:
+        case FKL_JS_DISTANCE:
+            if (pass == PASS_JS_HALF) {
+                value = vd_set(0.5) * value;
+                fine = vd_le(vd_set(floats ? 0x1p-20 : 0x1p-40), value);
+            }
+            if (weight == 0.5 && problem->normalize)
+                value = vd_min(value, vd_set(FKL_LN2));
+            value = value / base;
+            if (op == FKL_JS_DISTANCE)
+                value = vd_sqrt(value);
+            break;
+        case FKL_CROSS_ENTROPY:
+            /* A cell with more than half of q's mass has a logarithm that the rounding of the total may spoil. */
+            fine = md_or(vd_le(vd_set(0.25), value),
+                         vd_le(vd_set(2.0) * vd_load(&sums->sum[2][j]), q_sum));
+            if (!problem->normalize)
+                fine = vd_eq(zero, zero);
+            value = value / base;
+            break;
+        case FKL_TOTAL_VARIATION:
+            /* Normalised, what p has more of is what q has more of. Where one cell holds most of p, p - c q there is
+             * a small difference of large numbers: it was left out, and the larger of the two sums is the whole. */
+            if (problem->normalize)
+                value = vd_min(vd_max(sum, vd_load(&t->sum[1][j])) / p_sum, one);
+            else
+                value = vd_set(0.5) * (sum + vd_load(&t->sum[1][j]));
+            fine = vd_eq(zero, zero);
+            break;
+        case FKL_HELLINGER:
+            value = vd_sqrt(vd_set(0.5) * value);
+            if (problem->normalize)
+                value = vd_min(value, one);
+            break;
+        case FKL_RENYI:
+            continue; /* see finish_renyi() */
+        case FKL_KL:
+            if (!problem->normalize) /* terms at working precision, and the difference of the sums to twice that */
+                value = sum + (vd_load(&t->sum[1][j]) + vd_load(&t->sum[2][j]));
+            value = value / base;
+            break;
+        default:
+            value = value / base;
+        }
+        vd_store(result + j, value);
+        good |= md_lanes(fine) << j;
+    }
+    return exact || !problem->normalize ? 0xffu : good;
+}
+
+/* A divergence in nats, in the base asked for; of normalised rows it is >= 0, whatever rounding has left of a 0. */
+FKL_INLINE double renyi_value(const fkl_problem *problem, double value)
+{
+    return (problem->normalize && !(value > 0.0) ? 0.0 : value) / problem->log_base;
+}
+
+FKL_INLINE double first_lane(vd x)
+{
+    double lanes[VD];
+    vd_store(lanes, x);
+    return lanes[0];
+}
+
+/* May a power in one of PASS_RENYI's terms have left the range of vd_exp_excess()? */
+FKL_INLINE int renyi_overflows(const struct group *g, const struct totals *t, int lane)
+{
+    const double largest = t->sum[2][lane];
+    return g->problem->parameter > 1.0 && !isinf(largest) && g->order * largest > 600.0;
+}
+
+/* D_alpha of one row from the sums of PASS_RENYI or PASS_SUPPORT. */
+static double finish_renyi(const struct group *g, const struct totals *t, int lane)
+{
+    const fkl_problem *problem = g->problem;
+    const double alpha = problem->parameter, p_sum = g->context.p_sum[lane], largest = t->sum[2][lane];
+    if (alpha == 0.0) { /* -log of q's share where p > 0, from the smaller of the two shares */
+        double inside = t->sum[0][lane], outside = t->sum[1][lane], total = g->context.q_sum[lane];
+        if (inside == 0.0)
+            return renyi_value(problem, INFINITY);
+        if (problem->normalize && outside <= 0.5 * total)
+            return renyi_value(problem, -first_lane(vd_log1p(vd_set(-(outside / total)))));
+        return renyi_value(problem, first_lane(vd_log_ratio(vd_set(total), vd_set(inside), vd_set(0.0))));
+    }
+    if (alpha > 1.0 && (isinf(largest) || isinf(alpha))) /* -INFINITY: p is all 0 */
+        return renyi_value(problem, largest == -INFINITY ? INFINITY : largest);
+    double excess = t->sum[0][lane] / p_sum, plain = t->sum[1][lane] / p_sum;
+    if (plain == 0.0)
+        return renyi_value(problem, INFINITY);
+    /* The logarithm of 1 + excess, or of the plain sum where that has lost most of the 1 or there is no 1. */
+    vd logarithm = problem->normalize && excess > -0.5 ? vd_log1p(vd_set(excess))
+                                                       : vd_log_ratio(vd_set(plain), vd_set(1.0), vd_set(0.0));
+    return renyi_value(problem, first_lane(logarithm) / (alpha - 1.0));
+}

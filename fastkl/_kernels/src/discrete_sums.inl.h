@@ -1,0 +1,559 @@
+/* discrete_sums.inl.h: the sums of a pass over one row, or over a block of eight short rows' elements.
+ *
+ * On eight virtual lanes, in blocks of 256 elements; block sums are added with TwoSum, so the error of a sum of K terms
+ * >= 0 is that of a block's 32 additions per lane, whatever K. Which additions happen depends on K alone: a row's
+ * result depends on its values, never on its neighbours, its layout or the number of threads.
+ */
+#include "convert.inl.h"
+#include "discrete_terms.inl.h"
+
+#define BLOCK 256
+/* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
+#define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
+/* Is the next vector's term begun before the last one's is ended? Narrow registers make many instructions, and the
+ * processor does not see far enough ahead of itself; wide ones leave it no need. */
+#define BEGIN_EARLY (VD == 4)
+
+/* What a pass has summed of a row so far: block sums and, in `low`, what adding them up lost. */
+struct sums {
+    double high[SUMS][LANES], low[SUMS][LANES];
+    int blocks, special;
+};
+
+/* How many sums a pass keeps, and whether the last of them is a maximum instead. */
+FKL_INLINE int pass_sums(const enum pass pass)
+{
+    switch (pass) {
+    case PASS_SUMS_EXACT:
+        return 6;
+    case PASS_SUMS_MAX:
+    case PASS_KL:
+    case PASS_DIFFERENCE:
+    case PASS_RENYI:
+        return 3;
+    case PASS_SUMS:
+    case PASS_VARIATION:
+    case PASS_SUPPORT:
+        return 2;
+    default:
+        return 1;
+    }
+}
+FKL_INLINE int pass_has_maximum(const enum pass pass) { return pass == PASS_SUMS_MAX || pass == PASS_RENYI; }
+
+/* VD elements of a double or float row as doubles. */
+FKL_INLINE vd load(const enum fkl_type type, const char *address)
+{
+    return type == FKL_F32 ? vh_load_double(address) : vd_load(address);
+}
+
+#if VD == 4
+/* A mask of the first n lanes is a window into these. */
+static const int64_t first_lanes[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+static const int32_t first_float_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+#endif
+
+/* The first n of them, n <= VD, and zeros: never reads past the n-th. */
+FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t n)
+{
+#if VD == 8
+    __mmask8 lanes = (__mmask8)((1u << n) - 1u);
+    if (type == FKL_F32)
+        return (vd)_mm512_cvtps_pd(_mm256_maskz_loadu_ps(lanes, address));
+    return (vd)_mm512_maskz_loadu_pd(lanes, address);
+#elif VD == 4
+    if (type == FKL_F32) {
+        __m128i mask = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(
+            _mm256_loadu_si256((const __m256i_u *)(first_lanes + 4 - n)), _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0)));
+        return (vd)_mm256_cvtps_pd(_mm_maskload_ps((const float *)(const void *)address, mask));
+    }
+    return (vd)_mm256_maskload_pd((const double *)(const void *)address,
+                                  _mm256_loadu_si256((const __m256i_u *)(first_lanes + 4 - n)));
+#else
+    char whole[8 * VD] = {0};
+    memcpy(whole, address, (size_t)(n * type_size(type)));
+    return load(type, whole);
+#endif
+}
+
+/* How many of n elements fall to the part of a step that begins at `first`. */
+FKL_INLINE ptrdiff_t part_length(ptrdiff_t n, ptrdiff_t first, ptrdiff_t width)
+{
+    n -= first;
+    return n < 0 ? 0 : n > width ? width : n;
+}
+
+/* The sums of one register out of those of all, and back. */
+FKL_INLINE void take(vd acc[SUMS][PARTS], const int part, vd a[SUMS])
+{
+    for (int k = 0; k < SUMS; k++)
+        a[k] = acc[k][part];
+}
+FKL_INLINE void give(vd acc[SUMS][PARTS], const int part, const vd a[SUMS])
+{
+    for (int k = 0; k < SUMS; k++)
+        acc[k][part] = a[k];
+}
+
+/* Ones in the place of all but the first n elements: pairs of ones have no terms. */
+FKL_INLINE vd ones_behind(vd x, ptrdiff_t n)
+{
+#if VD == 8
+    return vd_select((md)((1u << n) - 1u), x, vd_set(1.0));
+#elif VD == 4
+    return vd_select((md)_mm256_loadu_pd((const double *)(const void *)(first_lanes + 4 - n)), x, vd_set(1.0));
+#else
+    double lanes[VD];
+    vd_store(lanes, x);
+    for (ptrdiff_t i = n; i < VD; i++)
+        lanes[i] = 1.0;
+    return vd_load(lanes);
+#endif
+}
+
+/* What a block's pairs have left that are not two positive normal numbers: the terms of those with a zero, apart from
+ * the others' so that the order of additions is that of the elements at every level; the bits of special elements. */
+struct exceptions {
+    vd terms[PARTS];
+    vi special[PARTS];
+};
+
+FKL_INLINE struct exceptions no_exceptions(void)
+{
+    struct exceptions others;
+    for (int j = 0; j < PARTS; j++) {
+        others.terms[j] = vd_set(0.0);
+        others.special[j] = vi_set(0);
+    }
+    return others;
+}
+
+/* A term that is 0, begun. */
+FKL_INLINE struct begun begin_nothing(void)
+{
+    const vd zero = vd_set(0.0);
+    return (struct begun){{zero, zero, zero, zero}, {zero, zero, zero, zero}};
+}
+
+/* `vectors` registers' worth of elements; the last n < LANES of a row where n >= 0. */
+FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
+                            const char *p, const char *q, const struct vcontext *c, vd acc[SUMS][PARTS],
+                            struct exceptions *others, struct begun *last)
+{
+    const ptrdiff_t stride = VD * type_size(type);
+    vd x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        ptrdiff_t part = part_length(n, j * VD, VD);
+        x[j] = n < 0 ? load(type, p + j * stride) : load_part(type, part ? p + j * stride : p, part);
+        y[j] = n < 0 ? load(type, q + j * stride) : load_part(type, part ? q + j * stride : q, part);
+    }
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        vd a[SUMS];
+        take(acc, j % PARTS, a);
+        add_elements(pass, x[j], y[j], a);
+        give(acc, j % PARTS, a);
+        low[j] = vd_set(0.0);
+        if (pass_scales(pass))
+            y[j] = scaled(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
+        if (pass_wants_positive(pass) && n >= 0) {
+            x[j] = ones_behind(x[j], part_length(n, j * VD, VD));
+            y[j] = ones_behind(y[j], part_length(n, j * VD, VD));
+        }
+    }
+    if (pass_wants_positive(pass)) {
+        vd least = vd_min(x[0], y[0]);
+        FKL_UNROLL
+        for (int j = 1; j < vectors; j++)
+            least = vd_min(least, vd_min(x[j], y[j]));
+        if (!FKL_LIKELY(!md_any(vd_lt(least, vd_set(SMALLEST))))) {
+            FKL_UNROLL
+            for (int j = 0; j < vectors; j++)
+                set_aside(pass, &x[j], &y[j], &low[j], &others->terms[j % PARTS], &others->special[j % PARTS]);
+        }
+    }
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        if (pass_begins(pass)) {
+            struct begun next = begin(pass, x[j], y[j], low[j]);
+            if (BEGIN_EARLY) {
+                acc[0][(j + PARTS - 1) % PARTS] += end(pass, *last);
+                *last = next;
+            } else {
+                acc[0][j % PARTS] += end(pass, next);
+            }
+        } else {
+            vd a[SUMS];
+            take(acc, j % PARTS, a);
+            element(pass, x[j], y[j], low[j], c, j % PARTS, a);
+            give(acc, j % PARTS, a);
+        }
+    }
+}
+
+#if FKL_FLOAT_KERNELS
+FKL_INLINE vf load_float(const enum fkl_type type, const char *address)
+{
+    if (type == FKL_F16)
+        return vf_load_f16(address);
+    if (type == FKL_BF16)
+        return vf_load_bf16(address);
+    return vf_load(address);
+}
+
+FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptrdiff_t n)
+{
+#if VD == 8
+    __mmask16 lanes = (__mmask16)((1u << n) - 1u);
+    if (type == FKL_F16)
+        return (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, address));
+    if (type == FKL_BF16)
+        return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, address)), 16);
+    return (vf)_mm512_maskz_loadu_ps(lanes, address);
+#elif VD == 4
+    if (type == FKL_F32)
+        return (vf)_mm256_maskload_ps((const float *)(const void *)address,
+                                      _mm256_loadu_si256((const __m256i_u *)(first_float_lanes + 8 - n)));
+    char whole[4 * VF] = {0};
+    memcpy(whole, address, (size_t)(n * type_size(type)));
+    return load_float(type, whole);
+#else
+    char whole[4 * VF] = {0};
+    memcpy(whole, address, (size_t)(n * type_size(type)));
+    return load_float(type, whole);
+#endif
+}
+
+FKL_INLINE vf float_ones_behind(vf x, ptrdiff_t n)
+{
+#if VD == 8
+    return vf_select((mf)((1u << n) - 1u), x, vf_set(1.0f));
+#elif VD == 4
+    return vf_select((mf)_mm256_loadu_ps((const float *)(const void *)(first_float_lanes + 8 - n)), x, vf_set(1.0f));
+#else
+    float lanes[VF];
+    vf_store(lanes, x);
+    for (ptrdiff_t i = n; i < VF; i++)
+        lanes[i] = 1.0f;
+    return vf_load(lanes);
+#endif
+}
+
+/* Terms and elements of floats are added up in float for at most FLOAT_RUN steps of sixteen, three roundings a lane,
+ * then in double: float i belongs to lane i mod 8, as doubles do. */
+#define FLOAT_RUN 4
+
+FKL_INLINE void add_floats(vd acc[PARTS], const vf x[PARTS])
+{
+#if PARTS == 1
+    acc[0] += vf_low(x[0]);
+    acc[0] += vf_high(x[0]);
+#else
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j += 2) {
+        acc[j] += vf_low(x[j / 2]);
+        acc[j + 1] += vf_high(x[j / 2]);
+    }
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j += 2) {
+        acc[j] += vf_low(x[PARTS / 2 + j / 2]);
+        acc[j + 1] += vf_high(x[PARTS / 2 + j / 2]);
+    }
+#endif
+}
+
+FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
+                           const char *p, const char *q, const struct fcontext *c, vf run[4][PARTS],
+                           struct exceptions *others)
+{
+    const ptrdiff_t stride = VF * type_size(type);
+    vf x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        ptrdiff_t part = part_length(n, j * VF, VF);
+        x[j] = n < 0 ? load_float(type, p + j * stride) : load_float_part(type, part ? p + j * stride : p, part);
+        y[j] = n < 0 ? load_float(type, q + j * stride) : load_float_part(type, part ? q + j * stride : q, part);
+    }
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        run[1][j % PARTS] += x[j];
+        run[2][j % PARTS] += y[j];
+        low[j] = vf_set(0.0f);
+        if (pass_scales(pass))
+            y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
+        if (n >= 0) {
+            x[j] = float_ones_behind(x[j], part_length(n, j * VF, VF));
+            y[j] = float_ones_behind(y[j], part_length(n, j * VF, VF));
+        }
+    }
+    vf least = vf_min(x[0], y[0]);
+    FKL_UNROLL
+    for (int j = 1; j < vectors; j++)
+        least = vf_min(least, vf_min(x[j], y[j]));
+    if (!FKL_LIKELY(!mf_any(vf_lt(least, vf_set(SMALLEST_FLOAT))))) {
+        FKL_UNROLL
+        for (int j = 0; j < vectors; j++) {
+            vw bits = (vw)others->special[j % PARTS];
+            set_aside_float(pass, &x[j], &y[j], &low[j], &run[3][j % PARTS], &bits);
+            others->special[j % PARTS] = (vi)bits;
+        }
+    }
+    if (pass != PASS_SUMS) {
+        FKL_UNROLL
+        for (int j = 0; j < vectors; j++)
+            run[0][j % PARTS] += element_float(pass, x[j], y[j], low[j]);
+    }
+}
+
+FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
+                                ptrdiff_t n, const struct fcontext *c, ptrdiff_t ahead, vd acc[SUMS][PARTS],
+                                struct exceptions *others)
+{
+    const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
+    const int terms = pass != PASS_SUMS, sums = pass != PASS_JS_HALF;
+    ptrdiff_t i = 0;
+    while (i < n) {
+        vf run[4][PARTS]; /* the terms, sum p, sum q, the terms set aside */
+        for (int k = 0; k < 4; k++)
+            for (int j = 0; j < PARTS; j++)
+                run[k][j] = vf_set(0.0f);
+        const ptrdiff_t end = n - i < FLOAT_RUN * step ? n : i + FLOAT_RUN * step;
+        for (; i + most <= end; i += most) {
+            for (ptrdiff_t line = 0; line < most * size; line += 64) {
+                fkl_prefetch(p + i * size + line + ahead);
+                fkl_prefetch(q + i * size + line + ahead);
+            }
+            step_float(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, run, others);
+        }
+        if (most > step && i + step <= end) {
+            step_float(pass, type, PARTS, -1, p + i * size, q + i * size, c, run, others);
+            i += step;
+        }
+        if (i < end) {
+            step_float(pass, type, PARTS, end - i, p + i * size, q + i * size, c, run, others);
+            i = end;
+        }
+        if (terms) {
+            FKL_UNROLL
+            for (int j = 0; j < PARTS; j++)
+                run[0][j] += run[3][j];
+            add_floats(acc[0], run[0]);
+        }
+        if (sums) {
+            add_floats(acc[terms ? 1 : 0], run[1]);
+            add_floats(acc[terms ? 2 : 1], run[2]);
+        }
+    }
+}
+#endif
+
+/* Are this pass's terms computed in float for rows of this type? */
+FKL_INLINE int in_float(const enum pass pass, const enum fkl_type type)
+{
+    return FKL_FLOAT_KERNELS && type != FKL_F64 && (pass == PASS_SUMS || pass == PASS_KL || pass == PASS_JS_HALF);
+}
+
+/* The context of one row, in every lane. */
+FKL_INLINE struct vcontext row_context(const struct context *context, int row, double weight, double order,
+                                      ptrdiff_t ahead)
+{
+    struct vcontext c = {.weight = vd_set(weight), .order = vd_set(order), .ahead = ahead};
+    for (int j = 0; j < PARTS; j++) {
+        c.c[j] = vd_set(context->c[row]);
+        c.c_low[j] = vd_set(context->c_low[row]);
+        c.total[j] = vd_set(context->q_sum[row]);
+        c.half[j] = vd_set(context->half[row]);
+    }
+    return c;
+}
+
+/* Those of eight rows, each in its lane. */
+FKL_INLINE struct vcontext lane_context(const struct context *context, double weight, double order, ptrdiff_t ahead)
+{
+    struct vcontext c = {.weight = vd_set(weight), .order = vd_set(order), .across = 1, .ahead = ahead};
+    for (int j = 0; j < PARTS; j++) {
+        c.c[j] = vd_load(&context->c[j * VD]);
+        c.c_low[j] = vd_load(&context->c_low[j * VD]);
+        c.total[j] = vd_load(&context->q_sum[j * VD]);
+        c.half[j] = vd_load(&context->half[j * VD]);
+    }
+    return c;
+}
+
+#if FKL_FLOAT_KERNELS
+/* c as two floats: of one row, or of eight, where floats i and i + 8 belong to row i. */
+FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcontext *c)
+{
+    struct fcontext f;
+    for (int j = 0; j < PARTS; j++) {
+        const double high = c->c[0][0];
+        f.c[j] = vf_set((float)high);
+        f.c_low[j] = vf_set((float)((high - (float)high) + c->c_low[0][0]));
+    }
+    if (c->across && pass_scales(pass)) {
+        double high[LANES], low[LANES];
+        float c_high[2 * LANES], c_low[2 * LANES];
+        for (int j = 0; j < PARTS; j++) {
+            vd_store(high + j * VD, c->c[j]);
+            vd_store(low + j * VD, c->c_low[j]);
+        }
+        for (int i = 0; i < 2 * LANES; i++) {
+            c_high[i] = (float)high[i % LANES];
+            c_low[i] = (float)((high[i % LANES] - c_high[i]) + low[i % LANES]);
+        }
+        for (int j = 0; j < PARTS; j++) {
+            f.c[j] = vf_load(c_high + j * VF);
+            f.c_low[j] = vf_load(c_low + j * VF);
+        }
+    }
+    return f;
+}
+#endif
+
+/* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
+ * of special elements added to others. */
+FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
+                          const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others)
+{
+    for (int j = 0; j < PARTS; j++)
+        others->terms[j] = vd_set(0.0);
+    for (int k = 0; k < SUMS; k++)
+        for (int j = 0; j < PARTS; j++)
+            acc[k][j] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
+#if FKL_FLOAT_KERNELS
+    if (in_float(pass, type)) {
+        const struct fcontext f = float_context(pass, c);
+        add_block_float(pass, type, p, q, n, &f, c->ahead, acc, others);
+        return;
+    }
+#endif
+    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
+    struct begun last = begin_nothing();
+    ptrdiff_t i = 0;
+    for (; i + most <= n; i += most) {
+        for (ptrdiff_t line = 0; line < most * size; line += 64) {
+            fkl_prefetch(p + i * size + line + c->ahead);
+            fkl_prefetch(q + i * size + line + c->ahead);
+        }
+        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, acc, others, &last);
+    }
+    if (most > LANES && i + LANES <= n) {
+        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, acc, others, &last);
+        i += LANES;
+    }
+    if (i < n)
+        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, acc, others, &last);
+    if (BEGIN_EARLY && pass_begins(pass))
+        acc[0][PARTS - 1] += end(pass, last);
+    if (pass_begins(pass)) {
+        FKL_UNROLL
+        for (int j = 0; j < PARTS; j++)
+            acc[0][j] += others->terms[j];
+    }
+}
+
+FKL_INLINE int any_special(const struct exceptions *others)
+{
+    vi bits = others->special[0];
+    for (int j = 1; j < PARTS; j++)
+        bits |= others->special[j];
+    return vi_any(bits);
+}
+
+/* Elements [0, n) of a row, or of a part of one that begins at a multiple of BLOCK, added to s. */
+FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
+                           const struct vcontext *c, struct sums *s)
+{
+    struct exceptions others = no_exceptions();
+    for (ptrdiff_t start = 0; start < n; start += BLOCK) {
+        vd acc[SUMS][PARTS];
+        add_block(pass, type, p + start * type_size(type), q + start * type_size(type),
+                  n - start < BLOCK ? n - start : BLOCK, c, acc, &others);
+        for (int k = 0; k < pass_sums(pass); k++) {
+            for (int j = 0; j < PARTS; j++) {
+                vd high = acc[k][j], low = vd_set(0.0);
+                if (s->blocks > 0) {
+                    high = vd_load(&s->high[k][j * VD]);
+                    if (pass_has_maximum(pass) && k == 2) {
+                        high = vd_max(high, acc[k][j]);
+                    } else {
+                        vd_two_sum(high, acc[k][j], &high, &low);
+                        low += vd_load(&s->low[k][j * VD]);
+                    }
+                }
+                vd_store(&s->high[k][j * VD], high);
+                vd_store(&s->low[k][j * VD], low);
+            }
+        }
+        s->blocks++;
+    }
+    s->special |= any_special(&others);
+}
+
+FKL_INLINE double add_lanes(const double x[LANES])
+{
+    vd parts[PARTS];
+    for (int j = 0; j < PARTS; j++)
+        parts[j] = vd_load(x + j * VD);
+    return vd_add_lanes(parts);
+}
+
+FKL_INLINE double vd_max_lanes(const vd x[PARTS])
+{
+    double lanes[LANES], m = -INFINITY;
+    for (int j = 0; j < PARTS; j++)
+        vd_store(lanes + j * VD, x[j]);
+    for (int i = 0; i < LANES; i++)
+        m = lanes[i] > m ? lanes[i] : m;
+    return m;
+}
+
+/* *high + *low = the sum of n numbers to twice the precision. */
+FKL_INLINE void add_exactly(const double *x, int n, double *high, double *low)
+{
+    for (int i = 0; i < n; i++) {
+        double sum = *high + x[i], t = sum - *high;
+        *low += (*high - (sum - t)) + (x[i] - t);
+        *high = sum;
+    }
+}
+
+/* What a pass found out about up to eight rows, one per lane. */
+struct totals {
+    double sum[SUMS][LANES];
+    unsigned special; /* a bit for each row that must be judged element by element */
+};
+
+FKL_INLINE void total_row(const enum pass pass, const struct sums *s, struct totals *t, int row)
+{
+    const int count = pass_sums(pass), maximum = pass_has_maximum(pass);
+    t->special |= (unsigned)s->special << row;
+
+    if (pass == PASS_SUMS_EXACT || pass == PASS_DIFFERENCE) {
+        const int pairs = pass == PASS_SUMS_EXACT ? 3 : 1, first = pass == PASS_SUMS_EXACT ? 0 : 1;
+        for (int k = first; k < first + pairs; k++) {
+            double high = 0.0, low = 0.0, rest = 0.0;
+            add_exactly(s->high[k], LANES, &high, &low);
+            add_exactly(s->low[k], LANES, &high, &low);
+            add_exactly(s->high[k + pairs], LANES, &high, &low);
+            add_exactly(s->low[k + pairs], LANES, &high, &low);
+            add_exactly(&low, 1, &high, &rest);
+            t->sum[k][row] = high;
+            t->sum[k + pairs][row] = rest;
+        }
+        if (pass == PASS_SUMS_EXACT)
+            return;
+    }
+    for (int k = 0; k < (pass == PASS_DIFFERENCE ? 1 : count); k++) {
+        if (maximum && k == 2) {
+            vd parts[PARTS];
+            for (int j = 0; j < PARTS; j++)
+                parts[j] = vd_load(&s->high[k][j * VD]);
+            t->sum[k][row] = vd_max_lanes(parts);
+        } else {
+            double high = add_lanes(s->high[k]); /* where it is infinite, what adding it up lost is NaN */
+            t->sum[k][row] = s->blocks > 1 && !isinf(high) ? high + add_lanes(s->low[k]) : high;
+        }
+    }
+}

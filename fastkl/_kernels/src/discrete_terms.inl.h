@@ -1,0 +1,282 @@
+/* discrete_terms.inl.h: the formulae of the discrete family, for one vector of p and one of q.
+ *
+ * A *pass* goes over a row and adds something up. What it adds for a pair of elements stands in add_elements(), begin()
+ * or element(), and nowhere else; KL and JS, whose speed matters most, have a twin in float arithmetic for float rows.
+ */
+#include "kernels.h"
+#include "vmath.h"
+
+/* Elements below this (but for 0) and row sums out of this range are for careful.c: with them a product with c, or a
+ * term that matters, could overflow or lose bits to underflow. */
+#define SMALLEST 0x1p-700
+#define SUM_LOW 0x1p-100
+#define SUM_HIGH 0x1p200
+/* The same for float arithmetic (the float kernels of KL and JS). */
+#define SMALLEST_FLOAT 0x1p-126f
+#define SUM_LOW_FLOAT 0x1p-60
+#define SUM_HIGH_FLOAT 0x1p100
+
+enum pass {
+    PASS_SUMS,       /* sum p, sum q */
+    PASS_SUMS_MAX,   /* sum p, sum q, max q */
+    PASS_KL,         /* sum phi(p, q), sum p, sum q */
+    PASS_KL_PAIR,    /* sum phi(p, c q) */
+    PASS_DIFFERENCE, /* sum phi(p, q), sum (p - q) with a compensation */
+    PASS_JEFFREYS,   /* sum (p - c q) log(p / c q) */
+    PASS_JS,         /* sum w phi(p, m) + (1 - w) phi(c q, m) */
+    PASS_JS_HALF,    /* sum phi(p, m) + phi(c q, m), m = (p + c q)/2, for rows that aren't nearly equal */
+    PASS_CROSS,      /* sum p log(total / q) */
+    PASS_VARIATION,  /* sum max(p - c q, 0) and sum max(c q - p, 0), without a cell that holds most of p */
+    PASS_HELLINGER,  /* sum (sqrt p - sqrt(c q))^2 */
+    PASS_RENYI,      /* sum p (r^b - 1), sum p r^b, max log r, where r = p / c q: see element() */
+    PASS_SUPPORT,    /* sum of q where p > 0, and where p = 0 */
+    PASS_SUMS_EXACT  /* sum p, sum q, sum (p - q), and the compensations of all three */
+};
+#define SUMS 6
+
+/* Per-row numbers that a term needs, one per lane of a group of rows. */
+struct context {
+    double c[LANES], c_low[LANES];     /* sum(p)/sum(q) = c + c_low, or 1 and 0 */
+    double p_sum[LANES], q_sum[LANES]; /* what the terms' sums are divided by, and cross-entropy's total */
+    double half[LANES];                /* half of sum(p): more than that, only one cell can hold */
+};
+
+/* The same in registers: for the elements of one row alike in all lanes, else a row in each lane. */
+struct vcontext {
+    vd c[PARTS], c_low[PARTS], total[PARTS], half[PARTS], weight, order;
+    int across;      /* a row in each lane? */
+    ptrdiff_t ahead; /* what a stream is asked for ahead of itself, in bytes */
+};
+
+FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
+
+/* ---- the terms -------------------------------------------------------------------------------------------- */
+
+/* Does the pass compare p with c q? */
+FKL_INLINE int pass_scales(const enum pass pass)
+{
+    return !(pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
+             pass == PASS_SUPPORT || pass == PASS_CROSS);
+}
+
+/* c q to twice the precision: the nearest double, and in *low what its rounding has lost. */
+FKL_INLINE vd scaled(vd q, vd c, vd c_low, vd *low)
+{
+    vd product;
+    vd_two_product(c, q, &product, low);
+    *low = vd_madd(c_low, q, *low);
+    return product;
+}
+
+/* The sums of the elements themselves, in the passes that take them. */
+FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
+{
+    if (pass == PASS_SUMS_EXACT) {
+        vd difference, error, lost;
+        vd_two_sum(acc[0], p, &acc[0], &lost);
+        acc[3] += lost;
+        vd_two_sum(acc[1], q, &acc[1], &lost);
+        acc[4] += lost;
+        vd_two_sum(p, -q, &difference, &error);
+        vd_two_sum(acc[2], difference, &acc[2], &lost);
+        acc[5] += lost + error;
+    } else if (pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_KL) {
+        acc[pass == PASS_KL ? 1 : 0] += p;
+        acc[pass == PASS_KL ? 2 : 1] += q;
+        if (pass == PASS_SUMS_MAX)
+            acc[2] = vd_max(acc[2], q);
+    }
+}
+
+/* Passes whose arithmetic takes positive elements for granted: a branch, taken only where there are others, puts 1 in
+ * both places of such a pair and adds its term by itself. */
+FKL_INLINE int pass_wants_positive(const enum pass pass)
+{
+    return pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
+           pass == PASS_JS_HALF;
+}
+
+/* That branch. *special collects the bits of every element below SMALLEST but for 0: a row in which any is set (tiny or
+ * negative numbers) is judged element by element elsewhere. NaN and infinity need no test: they reach the sums. */
+FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term, vi *special)
+{
+    const vd zero = vd_set(0.0), one = vd_set(1.0), smallest = vd_set(SMALLEST);
+    md no_p, no_q;
+    if (pass == PASS_JS_HALF) {
+        no_p = vd_eq(*p, zero), no_q = vd_eq(*q, zero);
+        *low = vd_select(no_p, zero, *low);
+        *term += vd_select(md_or(no_p, no_q), (*p + *q) * vd_set(FKL_LN2), zero); /* phi(x, x/2) + phi(0, x/2) */
+    } else {
+        no_p = vd_lt(*p, smallest), no_q = vd_lt(*q, smallest);
+        /* Twice the bits: the sign falls off, and -0.0 is a 0 like the other. */
+        *special = vi_or_where(no_p, *special, vd_bits(*p) + vd_bits(*p));
+        *special = vi_or_where(no_q, *special, vd_bits(*q) + vd_bits(*q));
+        if (pass != PASS_KL)
+            return;
+        *term += vd_select(no_p, *q, vd_select(no_q, vd_infinity(), zero));
+    }
+    *p = vd_select(md_or(no_p, no_q), one, *p);
+    *q = vd_select(md_or(no_p, no_q), one, *q);
+}
+
+/* The passes whose terms are begun and ended apart, and a vector of such terms in between: that of JS is a sum of two
+ * (see BEGIN_EARLY). */
+FKL_INLINE int pass_begins(const enum pass pass) { return pass == PASS_KL || pass == PASS_JS_HALF; }
+
+struct begun {
+    struct vd_begun first, second;
+};
+
+FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
+{
+    struct begun x = {vd_begin_phi(p, q), {vd_set(0.0), vd_set(0.0), vd_set(0.0), vd_set(0.0)}};
+    if (pass == PASS_JS_HALF) {
+        /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
+         * finish() vouches only for results that are large against that. */
+        vd m = vd_half(p + q);
+        x.first = vd_begin_phi(p, m);
+        x.second = vd_begin_phi_shifted(q, m, low);
+        x.second.far += x.first.far;
+    }
+    return x;
+}
+
+FKL_INLINE vd end(const enum pass pass, struct begun x)
+{
+    if (pass == PASS_JS_HALF)
+        x.first.far = vd_end(x.second);
+    return vd_end(x.first);
+}
+
+/* One vector of terms of p and q of the other passes, added to acc[0..SUMS-1]; low: see scaled(); part: of c. */
+FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct vcontext *c, const int part,
+                        vd acc[SUMS])
+{
+    const vd zero = vd_set(0.0);
+
+    if (pass == PASS_SUPPORT) {
+        md no_p = vd_eq(p, zero);
+        acc[0] += vd_select(no_p, zero, q);
+        acc[1] += vd_select(no_p, q, zero);
+        return;
+    }
+    if (pass == PASS_CROSS) {
+        md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero);
+        vd term = p * vd_log_ratio(c->total[part], vd_select(no_q, vd_set(1.0), q), zero);
+        acc[0] += vd_select(no_p, zero, vd_select(no_q, vd_infinity(), term));
+        return;
+    }
+
+    /* The rest compares p with c q: n = p - c q keeps its last bits however close the two are. */
+    vd n = (p - q) - low;
+
+    if (pass == PASS_VARIATION) {
+        vd kept = vd_select(vd_lt(c->half[part], p), zero, n);
+        acc[0] += vd_max(kept, zero);
+        acc[1] += vd_max(-kept, zero);
+        return;
+    }
+    md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero), none = md_or(no_p, no_q);
+    if (pass == PASS_JS) {
+        /* p - m and c q - m as multiples of n: right to the last bits however close the rows are. */
+        vd w = c->weight, v = vd_set(1.0) - w;
+        vd m = vd_madd(w, p, v * q);
+        md empty = vd_eq(m, zero);
+        m = vd_select(empty, vd_set(1.0), m);
+        vd phi_p = vd_phi_near(vd_select(no_p, m, p), m, vd_select(no_p, zero, v * n));
+        vd phi_q = vd_phi_near(vd_select(no_q, m, q), m, vd_select(no_q, zero, -(w * n)));
+        vd term = vd_madd(w, vd_select(no_p, m, phi_p), v * vd_select(no_q, m, phi_q));
+        acc[0] += vd_select(empty, zero, term);
+        return;
+    }
+    if (pass == PASS_HELLINGER) {
+        vd roots = vd_sqrt(p) + vd_sqrt(q);
+        vd d = n / vd_select(vd_eq(roots, zero), vd_set(1.0), roots);
+        acc[0] = vd_madd(d, d, acc[0]);
+        return;
+    }
+
+    vd p1 = vd_select(none, vd_set(1.0), p), q1 = vd_select(none, vd_set(1.0), q);
+    vd low1 = vd_select(none, zero, low);
+    if (pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE) {
+        vd term = vd_phi_pair(p1, q1, low1);
+        acc[0] += vd_select(none, vd_select(no_p, q, vd_infinity()), term);
+        if (pass == PASS_DIFFERENCE) { /* p - q = n + error exactly, and TwoSum keeps what the sum of n loses */
+            vd difference, error, lost;
+            vd_two_sum(p, -q, &difference, &error);
+            vd_two_sum(acc[1], difference, &acc[1], &lost);
+            acc[2] += error + lost;
+        }
+        return;
+    }
+    vd log_ratio = vd_log_ratio(p1, q1, low1);
+    if (pass == PASS_JEFFREYS) {
+        md both = md_and(no_p, no_q);
+        acc[0] += vd_select(none, vd_select(both, zero, vd_infinity()), n * log_ratio);
+        return;
+    }
+    if (pass == PASS_RENYI) {
+        /* With b = alpha - 1 and L = log(p / c q), p^alpha (c q)^(1-alpha) = p e^(bL), and its sum over a normalised
+         * row is 1 + sum [p (e^(bL) - 1 - bL) + b phi(p, c q)]: for b > 0 both terms are >= 0, for b >= -1/2 their sum
+         * has condition number at most 3. acc[0] is that, acc[1] the plain sum for rows that hardly overlap. */
+        vd b = c->order, exponential, exponent = b * log_ratio, one = vd_set(1.0);
+        vd excess = vd_exp_excess(exponent, &exponential);
+        vd near = vd_madd(p, excess, b * vd_phi_pair(p1, q1, low1));
+        /* Far from r = 1 the parts of both terms that are linear in L would cancel, and the 1 doesn't matter. */
+        vd far = vd_madd(p, exponential, vd_madd(b, q, -(b + one) * p));
+        vd term = vd_select(vd_lt(vd_abs(exponent), one), near, far);
+        acc[0] += vd_select(no_p, b * q, vd_select(no_q, -(b + one) * p, term));
+        acc[1] += vd_select(none, zero, p * exponential);
+        acc[2] = vd_max(acc[2], vd_select(no_p, -vd_infinity(), vd_select(no_q, vd_infinity(), log_ratio)));
+    }
+}
+
+#if VD > 1 && FKL_HAVE_FMA
+#define FKL_FLOAT_KERNELS 1
+/* The same in float arithmetic, for the passes whose speed float rows are measured by. The terms, each right to a
+ * few ulp of float and >= 0, are added up in double. scaled: c as two floats. */
+struct fcontext {
+    vf c[PARTS], c_low[PARTS];
+};
+
+/* c q as the nearest float, and in *low what its rounding has lost. What has underflowed counts as 0. */
+FKL_INLINE vf scaled_float(vf q, vf c, vf c_low, vf *low)
+{
+    vf product = c * q;
+    *low = vf_madd(c_low, q, vf_fma(c, q, -product));
+    return product;
+}
+
+/* The branch for elements that are not positive normal floats: see set_aside(). */
+FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf *term, vw *special)
+{
+    const vf zero = vf_set(0.0f), one = vf_set(1.0f), smallest = vf_set(SMALLEST_FLOAT);
+    mf no_p = vf_lt(*p, smallest), no_q = vf_lt(*q, smallest);
+    if (pass == PASS_JS_HALF) {
+        *low = vf_select(mf_or(no_p, no_q), zero, *low);
+        *term += vf_select(mf_or(no_p, no_q), (*p + *q) * vf_set((float)FKL_LN2), zero);
+    } else {
+        vw bits = vw_or_where(no_p, vw_set(0), vf_bits(*p) + vf_bits(*p));
+        *special |= vw_or_where(no_q, bits, vf_bits(*q) + vf_bits(*q));
+        if (pass != PASS_KL)
+            return;
+        *term += vf_select(no_p, *q, vf_select(no_q, vf_set(INFINITY), zero));
+    }
+    *p = vf_select(mf_or(no_p, no_q), one, *p);
+    *q = vf_select(mf_or(no_p, no_q), one, *q);
+}
+
+/* One vector of terms; low: what the rounding of c q has lost. */
+FKL_INLINE vf element_float(const enum pass pass, vf p, vf q, vf low)
+{
+    if (pass == PASS_KL)
+        return vf_phi(p, q);
+    vf m = vf_half(p + q);
+    struct vf_begun first = vf_begin_phi(p, m), second = vf_begin_phi_shifted(q, m, low);
+    second.far += first.far;
+    first.far = vf_end(second);
+    return vf_end(first);
+}
+#else
+#define FKL_FLOAT_KERNELS 0
+#endif
