@@ -19,6 +19,9 @@ def rows(rng, shape, type_name):
     p[3::7] *= rng.random(p[3::7].shape) < 0.7
     p[4::7] **= 30
     q[5::7] *= rng.random(q[5::7].shape) < 0.5
+    if type_name.startswith("float"):  # a NaN must not hide its neighbours' zeros and negative numbers
+        q[6::7][..., 0] = np.nan
+        p[10::13][..., -1] = -1
     if type_name == "bfloat16":
         return bfloat16_bits(p), bfloat16_bits(q), {"dtype": "bfloat16"}
     scale = 1000 if type_name == "int32" else 1

@@ -13,6 +13,8 @@
 
 #include <math.h>
 
+#define ROOM 512
+
 /* value = mantissa * 2^exponent with mantissa in [1, 2), or 0 with a mantissa of 0. */
 struct split {
     double mantissa;
@@ -89,9 +91,12 @@ static double phi(const struct terms *x)
     if (x->q_z == 0.0)
         return INFINITY;
     struct ratio r = ratio(x);
-    double curved = fma(r.s, fma(x->p_z, r.t, r.n), x->p_z * r.k * FKL_LN2);
-    if (r.k == 0.0)
-        return ldexp(fma(r.s, fma(x->p_z, r.t, r.n), 0.0), x->p_e);
+    const double near = fma(x->p_z, r.t, r.n);
+    if (fabs(r.k) <= 2.0) { /* p and c q in the same units, so that what cancels does so exactly: see vd_phi_pair() */
+        double q = r.q2 * exp2(-r.k), low = x->q_low * exp2((double)(x->q_e - x->p_e)), low2 = low * exp2(r.k);
+        return ldexp(fma(r.s, near, vd_far(x->p_z, r.k, q - r.q2) + (low - low2)), x->p_e);
+    }
+    double curved = fma(r.s, near, x->p_z * r.k * FKL_LN2);
     return ldexp(curved, x->p_e) + (ldexp(x->q_z, x->q_e) - ldexp(r.q2, x->p_e));
 }
 
@@ -118,8 +123,8 @@ static double js_term(const struct terms *x, double weight)
     double n = (u.p - u.q) - u.low, m = weight * u.p + (1.0 - weight) * u.q;
     if (m < 0x1p-1000)
         return 0.0;
-    double phi_p = u.p < 0x1p-1000 ? m : vd_phi_near(u.p, m, (1.0 - weight) * n);
-    double phi_q = u.q < 0x1p-1000 ? m : vd_phi_near(u.q, m, -weight * n);
+    double phi_p = u.p < 0x1p-1000 ? m : vd_phi_near(u.p, 0.0, m, (1.0 - weight) * n);
+    double phi_q = u.q < 0x1p-1000 ? m : vd_phi_near(u.q, u.low, m, -weight * n);
     return ldexp(weight * phi_p + (1.0 - weight) * phi_q, u.e);
 }
 
@@ -216,7 +221,7 @@ static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem 
     if (normalize && log_sum > -0.5 && log_sum < 0.5)
         log_sum = log1p(beyond);
     double value = log_sum / (alpha - 1.0);
-    return (normalize && !(value > 0.0) ? 0.0 : value) / problem->log_base;
+    return (normalize && !(value > 0.0) ? 0.0 : value + 0.0) / problem->log_base; /* + 0.0: no negative zero */
 }
 
 double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem)
@@ -240,23 +245,30 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
     if (operation == FKL_RENYI)
         return renyi_row(p, q, problem, p_max, q_max);
 
-    /* Scales and sums. Without normalising, both rows share one scale and the result carries it. */
-    int p_scale = split(p_max).exponent, q_scale = split(q_max).exponent;
-    if (!normalize) {
-        int common = p_max == 0.0 ? q_scale : q_max == 0.0 ? p_scale : p_scale > q_scale ? p_scale : q_scale;
+    /* Scales and sums. Rows are scaled to a largest element near 2^ROOM, so that small elements, and terms that are the
+     * square of a small difference, have room below them. Without normalising, both rows share one scale where they
+     * are compared, and the result carries it. */
+    int p_scale = split(p_max).exponent - ROOM, q_scale = split(q_max).exponent - ROOM;
+    if (!normalize && operation != FKL_CROSS_ENTROPY) {
+        const int common = p_max == 0.0 ? q_scale : q_max == 0.0 ? p_scale : p_scale > q_scale ? p_scale : q_scale;
         p_scale = q_scale = common;
     }
-    struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, c = {1.0, 0.0};
+    struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, difference = {0.0, 0.0}, c = {1.0, 0.0};
     double others = 0.0;
     for (ptrdiff_t j = 0; j < length; j++) {
         struct split x = split(get(p, j)), y = split(get(q, j));
-        add(&p_sum, ldexp(x.mantissa, x.exponent - p_scale));
-        add(&q_sum, ldexp(y.mantissa, y.exponent - q_scale));
+        double p_j = ldexp(x.mantissa, x.exponent - p_scale), q_j = ldexp(y.mantissa, y.exponent - q_scale);
+        add(&p_sum, p_j);
+        add(&q_sum, q_j);
+        add(&difference, p_j);
+        add(&difference, -q_j);
         if (j != peak)
-            others += ldexp(y.mantissa, y.exponent - q_scale);
+            others += q_j;
     }
     if (normalize)
         c = divide(p_sum, q_sum);
+    if (c.high == 1.0) /* c - 1 is known to its own last bits */
+        c.low = normalize ? (difference.high + difference.low) / q_sum.high : 0.0;
 
     const double alpha = problem->parameter;
     struct pair sum = {0.0, 0.0}, second = {0.0, 0.0}, cumulative = {0.0, 0.0};
@@ -324,34 +336,29 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
         }
     }
 
-    double value = (sum.high + (isinf(sum.high) ? 0.0 : sum.low));
-    const double total = normalize ? p_sum.high : 1.0;
-    const int carried = normalize ? 0 : p_scale;
+    double value = sum.high + (isinf(sum.high) ? 0.0 : sum.low);
+    if (operation == FKL_KL && !normalize && !isinf(value))
+        value += second.high + second.low;
+    /* The result is value 2^carried; a square root has an even power of two to take half of. */
+    int carried = normalize ? -ROOM : p_scale;
+    if (normalize)
+        value /= ldexp(p_sum.high, -ROOM);
+    if ((operation == FKL_JS_DISTANCE || operation == FKL_HELLINGER) && carried & 1) {
+        value *= 2.0;
+        carried -= 1;
+    }
     switch (operation) {
-    case FKL_KL:
-        if (!normalize && !isinf(value))
-            value += second.high + second.low;
-        return ldexp(value / total, carried) / problem->log_base;
-    case FKL_JS:
-        return ldexp(value / total, carried) / problem->log_base;
     case FKL_JS_DISTANCE:
-        if (carried & 1)
-            value *= 2.0;
-        return ldexp(sqrt(value / total / problem->log_base), (carried - (carried & 1)) / 2);
-    case FKL_JEFFREYS:
-    case FKL_CROSS_ENTROPY:
-        return ldexp(value / total, carried) / problem->log_base;
+        return ldexp(sqrt(value / problem->log_base), carried / 2);
     case FKL_TOTAL_VARIATION:
-        value = 0.5 * value / total;
-        return ldexp(normalize && value > 1.0 ? 1.0 : value, carried);
+        value = ldexp(0.5 * value, carried);
+        return normalize && value > 1.0 ? 1.0 : value;
     case FKL_HELLINGER:
-        if (carried & 1)
-            value *= 2.0;
-        value = sqrt(0.5 * value / total);
-        return ldexp(normalize && value > 1.0 ? 1.0 : value, (carried - (carried & 1)) / 2);
+        value = ldexp(sqrt(0.5 * value), carried / 2);
+        return normalize && value > 1.0 ? 1.0 : value;
     case FKL_WASSERSTEIN:
-        return ldexp(value / total, carried);
+        return ldexp(value, carried);
     default:
-        return NAN; /* FKL_RENYI is renyi_row()'s */
+        return ldexp(value / problem->log_base, carried);
     }
 }

@@ -164,7 +164,7 @@ static unsigned finish(enum fkl_op op, enum pass pass, int floats, const struct 
 /* A divergence in nats, in the base asked for; of normalised rows it is >= 0, whatever rounding has left of a 0. */
 FKL_INLINE double renyi_value(const fkl_problem *problem, double value)
 {
-    return (problem->normalize && !(value > 0.0) ? 0.0 : value) / problem->log_base;
+    return (problem->normalize && !(value > 0.0) ? 0.0 : value + 0.0) / problem->log_base; /* + 0.0: no negative zero */
 }
 
 FKL_INLINE double first_lane(vd x)

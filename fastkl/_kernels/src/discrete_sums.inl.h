@@ -1,13 +1,15 @@
 /* discrete_sums.inl.h: the sums of a pass over one row, or over a block of eight short rows' elements.
  *
- * On eight virtual lanes, in blocks of 256 elements; block sums are added with TwoSum, so the error of a sum of K terms
- * >= 0 is that of a block's 32 additions per lane, whatever K. Which additions happen depends on K alone: a row's
+ * On eight virtual lanes, in runs of 4 elements a lane and blocks of 8 runs; block sums are added with TwoSum. So the
+ * error of a sum of K terms >= 0 is that of some ten additions, whatever K, and even if all of them round one way, as
+ * they do where equal elements stand behind a large one. Which additions happen depends on K alone: a row's
  * result depends on its values, never on its neighbours, its layout or the number of threads.
  */
 #include "convert.inl.h"
 #include "discrete_terms.inl.h"
 
 #define BLOCK 256
+#define RUN 4
 /* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
 #define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
 /* Is the next vector's term begun before the last one's is ended? Narrow registers make many instructions, and the
@@ -39,6 +41,20 @@ FKL_INLINE int pass_sums(const enum pass pass)
         return 1;
     }
 }
+/* How many of them, from the first, are plain sums without a compensation? */
+FKL_INLINE int pass_plain_sums(const enum pass pass)
+{
+    switch (pass) {
+    case PASS_SUMS_EXACT:
+    case PASS_SUMS_MAX:
+        return 0;
+    case PASS_DIFFERENCE:
+        return 1;
+    default:
+        return pass_sums(pass) - (pass == PASS_RENYI);
+    }
+}
+
 FKL_INLINE int pass_has_maximum(const enum pass pass) { return pass == PASS_SUMS_MAX || pass == PASS_RENYI; }
 
 /* VD elements of a double or float row as doubles. */
@@ -135,10 +151,19 @@ FKL_INLINE struct begun begin_nothing(void)
     return (struct begun){{zero, zero, zero, zero}, {zero, zero, zero, zero}};
 }
 
-/* `vectors` registers' worth of elements; the last n < LANES of a row where n >= 0. */
+FKL_INLINE void flush(vd from[PARTS], vd to[PARTS])
+{
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j++) {
+        to[j] += from[j];
+        from[j] = vd_set(0.0);
+    }
+}
+
+/* `vectors` registers' worth of elements; the last n < LANES of a row where n >= 0. ended, total: see end_run(). */
 FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
                             const char *p, const char *q, const struct vcontext *c, vd acc[SUMS][PARTS],
-                            struct exceptions *others, struct begun *last)
+                            struct exceptions *others, struct begun *last, int ended, vd total[PARTS])
 {
     const ptrdiff_t stride = VD * type_size(type);
     vd x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
@@ -163,11 +188,13 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
         }
     }
     if (pass_wants_positive(pass)) {
+        /* Lanes of several vectors may be of several rows. Of two numbers vd_min() takes the second if one of them is
+         * NaN: a NaN in `least` stays and is not >= SMALLEST, another one leaves `least` as it is. */
         vd least = vd_min(x[0], y[0]);
         FKL_UNROLL
         for (int j = 1; j < vectors; j++)
-            least = vd_min(least, vd_min(x[j], y[j]));
-        if (!FKL_LIKELY(!md_any(vd_lt(least, vd_set(SMALLEST))))) {
+            least = vd_min(vd_min(x[j], y[j]), least);
+        if (!FKL_LIKELY(md_all(vd_le(vd_set(SMALLEST), least)))) {
             FKL_UNROLL
             for (int j = 0; j < vectors; j++)
                 set_aside(pass, &x[j], &y[j], &low[j], &others->terms[j % PARTS], &others->special[j % PARTS]);
@@ -180,6 +207,8 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
             if (BEGIN_EARLY) {
                 acc[0][(j + PARTS - 1) % PARTS] += end(pass, *last);
                 *last = next;
+                if (j == 0 && ended)
+                    flush(acc[0], total);
             } else {
                 acc[0][j % PARTS] += end(pass, next);
             }
@@ -240,8 +269,8 @@ FKL_INLINE vf float_ones_behind(vf x, ptrdiff_t n)
 #endif
 }
 
-/* Terms and elements of floats are added up in float for at most FLOAT_RUN steps of sixteen, three roundings a lane,
- * then in double: float i belongs to lane i mod 8, as doubles do. */
+/* Terms and elements of floats are added up in float for at most FLOAT_RUN steps of sixteen, three roundings a lane
+ * (short rows, on which one of them tells: one), then in double: float i belongs to lane i mod 8, as doubles do. */
 #define FLOAT_RUN 4
 
 FKL_INLINE void add_floats(vd acc[PARTS], const vf x[PARTS])
@@ -290,8 +319,8 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     vf least = vf_min(x[0], y[0]);
     FKL_UNROLL
     for (int j = 1; j < vectors; j++)
-        least = vf_min(least, vf_min(x[j], y[j]));
-    if (!FKL_LIKELY(!mf_any(vf_lt(least, vf_set(SMALLEST_FLOAT))))) {
+        least = vf_min(vf_min(x[j], y[j]), least);
+    if (!FKL_LIKELY(mf_all(vf_le(vf_set(SMALLEST_FLOAT), least)))) {
         FKL_UNROLL
         for (int j = 0; j < vectors; j++) {
             vw bits = (vw)others->special[j % PARTS];
@@ -307,7 +336,7 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
 }
 
 FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
-                                ptrdiff_t n, const struct fcontext *c, ptrdiff_t ahead, vd acc[SUMS][PARTS],
+                                ptrdiff_t n, const struct fcontext *c, int across, ptrdiff_t ahead, vd acc[SUMS][PARTS],
                                 struct exceptions *others)
 {
     const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
@@ -318,7 +347,7 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
         for (int k = 0; k < 4; k++)
             for (int j = 0; j < PARTS; j++)
                 run[k][j] = vf_set(0.0f);
-        const ptrdiff_t end = n - i < FLOAT_RUN * step ? n : i + FLOAT_RUN * step;
+        const ptrdiff_t length = (across ? FLOAT_RUN / 2 : FLOAT_RUN) * step, end = n - i < length ? n : i + length;
         for (; i + most <= end; i += most) {
             for (ptrdiff_t line = 0; line < most * size; line += 64) {
                 fkl_prefetch(p + i * size + line + ahead);
@@ -411,6 +440,20 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcon
 }
 #endif
 
+/* Before element i of a block: has a run ended? Its sums are added to the block's; of terms that are begun early the
+ * last is not ended yet, and step_double() adds their sum when it is. */
+FKL_INLINE int end_run(const enum pass pass, ptrdiff_t i, vd run[SUMS][PARTS], vd acc[SUMS][PARTS],
+                       struct exceptions *others)
+{
+    if (i == 0 || i % (RUN * LANES) != 0)
+        return 0;
+    if (pass_begins(pass))
+        flush(others->terms, acc[0]);
+    for (int k = BEGIN_EARLY && pass_begins(pass) ? 1 : 0; k < pass_plain_sums(pass); k++)
+        flush(run[k], acc[k]);
+    return 1;
+}
+
 /* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
  * of special elements added to others. */
 FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
@@ -424,32 +467,49 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
 #if FKL_FLOAT_KERNELS
     if (in_float(pass, type)) {
         const struct fcontext f = float_context(pass, c);
-        add_block_float(pass, type, p, q, n, &f, c->ahead, acc, others);
+        add_block_float(pass, type, p, q, n, &f, c->across, c->ahead, acc, others);
         return;
     }
 #endif
     const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
     struct begun last = begin_nothing();
+    vd run[SUMS][PARTS];
+    for (int k = 0; k < SUMS; k++)
+        for (int j = 0; j < PARTS; j++)
+            run[k][j] = acc[k][j];
     ptrdiff_t i = 0;
     for (; i + most <= n; i += most) {
         for (ptrdiff_t line = 0; line < most * size; line += 64) {
             fkl_prefetch(p + i * size + line + c->ahead);
             fkl_prefetch(q + i * size + line + c->ahead);
         }
-        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, acc, others, &last);
+        const int ended = end_run(pass, i, run, acc, others);
+        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, run, others, &last, ended, acc[0]);
     }
     if (most > LANES && i + LANES <= n) {
-        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, acc, others, &last);
+        const int ended = end_run(pass, i, run, acc, others);
+        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, run, others, &last, ended, acc[0]);
         i += LANES;
     }
-    if (i < n)
-        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, acc, others, &last);
+    if (i < n) {
+        const int ended = end_run(pass, i, run, acc, others);
+        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, run, others, &last, ended, acc[0]);
+    }
     if (BEGIN_EARLY && pass_begins(pass))
-        acc[0][PARTS - 1] += end(pass, last);
-    if (pass_begins(pass)) {
-        FKL_UNROLL
+        run[0][PARTS - 1] += end(pass, last);
+    if (pass_begins(pass))
+        flush(others->terms, acc[0]);
+    for (int k = 0; k < pass_plain_sums(pass); k++)
+        flush(run[k], acc[k]);
+    for (int k = pass_plain_sums(pass); k < SUMS; k++)
         for (int j = 0; j < PARTS; j++)
-            acc[0][j] += others->terms[j];
+            acc[k][j] = run[k][j];
+    if (pass == PASS_SUMS_MAX) {
+        FKL_UNROLL
+        for (int j = 0; j < PARTS; j++) {
+            acc[0][j] += acc[3][j];
+            acc[1][j] += acc[4][j];
+        }
     }
 }
 

@@ -18,7 +18,7 @@
 
 enum pass {
     PASS_SUMS,       /* sum p, sum q */
-    PASS_SUMS_MAX,   /* sum p, sum q, max q */
+    PASS_SUMS_MAX,   /* sum p, sum q, max q, and the compensations of the sums */
     PASS_KL,         /* sum phi(p, q), sum p, sum q */
     PASS_KL_PAIR,    /* sum phi(p, c q) */
     PASS_DIFFERENCE, /* sum phi(p, q), sum (p - q) with a compensation */
@@ -80,11 +80,16 @@ FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
         vd_two_sum(p, -q, &difference, &error);
         vd_two_sum(acc[2], difference, &acc[2], &lost);
         acc[5] += lost + error;
-    } else if (pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_KL) {
+    } else if (pass == PASS_SUMS_MAX) {
+        vd lost;
+        vd_two_sum(acc[0], p, &acc[0], &lost);
+        acc[3] += lost;
+        vd_two_sum(acc[1], q, &acc[1], &lost);
+        acc[4] += lost;
+        acc[2] = vd_max(acc[2], q);
+    } else if (pass == PASS_SUMS || pass == PASS_KL) {
         acc[pass == PASS_KL ? 1 : 0] += p;
         acc[pass == PASS_KL ? 2 : 1] += q;
-        if (pass == PASS_SUMS_MAX)
-            acc[2] = vd_max(acc[2], q);
     }
 }
 
@@ -183,8 +188,8 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
         vd m = vd_madd(w, p, v * q);
         md empty = vd_eq(m, zero);
         m = vd_select(empty, vd_set(1.0), m);
-        vd phi_p = vd_phi_near(vd_select(no_p, m, p), m, vd_select(no_p, zero, v * n));
-        vd phi_q = vd_phi_near(vd_select(no_q, m, q), m, vd_select(no_q, zero, -(w * n)));
+        vd phi_p = vd_phi_near(vd_select(no_p, m, p), zero, m, vd_select(no_p, zero, v * n));
+        vd phi_q = vd_phi_near(vd_select(no_q, m, q), low, m, vd_select(no_q, zero, -(w * n)));
         vd term = vd_madd(w, vd_select(no_p, m, phi_p), v * vd_select(no_q, m, phi_q));
         acc[0] += vd_select(empty, zero, term);
         return;

@@ -116,6 +116,7 @@ FKL_INLINE md vd_lt(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d
 FKL_INLINE md vd_le(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ); }
 FKL_INLINE md vd_eq(vd a, vd b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ); }
 FKL_INLINE mf vf_lt(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+FKL_INLINE mf vf_le(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
 FKL_INLINE vd vd_select(md m, vd a, vd b) { return (vd)_mm512_mask_blend_pd(m, (__m512d)b, (__m512d)a); }
 FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return (vi)_mm512_mask_or_epi64((__m512i)a, m, (__m512i)a, (__m512i)b); }
@@ -123,8 +124,8 @@ FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return (vw)_mm512_mask_or_epi32((_
 FKL_INLINE md md_or(md a, md b) { return (md)(a | b); }
 FKL_INLINE md md_and(md a, md b) { return (md)(a & b); }
 FKL_INLINE mf mf_or(mf a, mf b) { return (mf)(a | b); }
-FKL_INLINE int md_any(md m) { return m != 0; }
-FKL_INLINE int mf_any(mf m) { return m != 0; }
+FKL_INLINE int md_all(md m) { return m == 0xff; }
+FKL_INLINE int mf_all(mf m) { return m == 0xffff; }
 FKL_INLINE unsigned md_lanes(md m) { return m; }
 FKL_INLINE vd vd_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)a, (__m512d)b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return (vd)_mm512_min_pd((__m512d)a, (__m512d)b); }
@@ -139,6 +140,7 @@ FKL_INLINE md vd_lt(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _
 FKL_INLINE md vd_le(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LE_OQ); }
 FKL_INLINE md vd_eq(vd a, vd b) { return _mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_EQ_OQ); }
 FKL_INLINE mf vf_lt(vf a, vf b) { return _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ); }
+FKL_INLINE mf vf_le(vf a, vf b) { return _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ); }
 FKL_INLINE vd vd_select(md m, vd a, vd b) { return (vd)_mm256_blendv_pd((__m256d)b, (__m256d)a, m); }
 FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, m); }
 FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return a | ((vi)m & b); }
@@ -146,8 +148,8 @@ FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | ((vw)m & b); }
 FKL_INLINE md md_or(md a, md b) { return _mm256_or_pd(a, b); }
 FKL_INLINE md md_and(md a, md b) { return _mm256_and_pd(a, b); }
 FKL_INLINE mf mf_or(mf a, mf b) { return _mm256_or_ps(a, b); }
-FKL_INLINE int md_any(md m) { return _mm256_movemask_pd(m) != 0; }
-FKL_INLINE int mf_any(mf m) { return _mm256_movemask_ps(m) != 0; }
+FKL_INLINE int md_all(md m) { return _mm256_movemask_pd(m) == 0xf; }
+FKL_INLINE int mf_all(mf m) { return _mm256_movemask_ps(m) == 0xff; }
 FKL_INLINE unsigned md_lanes(md m) { return (unsigned)_mm256_movemask_pd(m); }
 FKL_INLINE vd vd_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)a, (__m256d)b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return (vd)_mm256_min_pd((__m256d)a, (__m256d)b); }
@@ -161,10 +163,11 @@ typedef vi md;
 typedef vw mf;
 #define FKL_MASK(comparison) ((vi)(comparison))
 FKL_INLINE mf vf_lt(vf a, vf b) { return (vw)(a < b); }
+FKL_INLINE mf vf_le(vf a, vf b) { return (vw)(a <= b); }
 FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)((m & (vw)a) | (~m & (vw)b)); }
 FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | (m & b); }
 FKL_INLINE mf mf_or(mf a, mf b) { return a | b; }
-FKL_INLINE int mf_any(mf m) { vi x = (vi)m; return (x[0] | x[1]) != 0; }
+FKL_INLINE int mf_all(mf m) { vi x = (vi)m; return (x[0] & x[1]) == UINT64_MAX; }
 FKL_INLINE vf vf_min(vf a, vf b) { return vf_select(vf_lt(a, b), a, b); }
 #else
 typedef uint64_t md;
@@ -180,10 +183,10 @@ FKL_INLINE md md_and(md a, md b) { return a & b; }
 FKL_INLINE vd vd_max(vd a, vd b) { return vd_select(vd_lt(b, a), a, b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return vd_select(vd_lt(a, b), a, b); }
 #if VD > 1
-FKL_INLINE int md_any(md m) { return (m[0] | m[1]) != 0; }
+FKL_INLINE int md_all(md m) { return (m[0] & m[1]) != 0; }
 FKL_INLINE unsigned md_lanes(md m) { return (unsigned)((m[0] & 1) | (m[1] & 2)); }
 #else
-FKL_INLINE int md_any(md m) { return m != 0; }
+FKL_INLINE int md_all(md m) { return m != 0; }
 FKL_INLINE unsigned md_lanes(md m) { return (unsigned)(m & 1); }
 #endif
 #if defined(FKL_NEON)
@@ -451,23 +454,33 @@ FKL_INLINE vf vf_load_f16(const void *address)
 #endif
 #endif
 
+#if VD > 1
+/* Two neighbouring floats of each of four rows: the first ones to *first, the second ones to *second. */
+FKL_INLINE void v4_store_columns(const char *from, ptrdiff_t stride, float first[4], float second[4])
+{
+    typedef double v2 __attribute__((vector_size(16))); /* two floats are moved as a double */
+    v4 rows[2];
+    for (int i = 0; i < 2; i++) {
+        double low, high;
+        memcpy(&low, from + 2 * i * stride, 8);
+        memcpy(&high, from + (2 * i + 1) * stride, 8);
+        rows[i] = (v4)(v2){low, high};
+    }
+    v4 even = FKL_SHUFFLE(rows[0], rows[1], 0, 2, 4, 6), odd = FKL_SHUFFLE(rows[0], rows[1], 1, 3, 5, 7);
+    memcpy(first, &even, 16);
+    memcpy(second, &odd, 16);
+}
+#endif
+
 /* vd_load_columns() for rows of floats. */
 FKL_INLINE void vh_load_columns(const char *from, ptrdiff_t stride, vd *first, vd *second)
 {
 #if VD >= 4
-    __m128 rows[VD / 2]; /* of two rows each, the neighbours */
-    for (int i = 0; i < VD / 2; i++)
-        rows[i] = _mm_loadh_pi(_mm_castpd_ps(_mm_load_sd((const double *)(const void *)(from + 2 * i * stride))),
-                               (const __m64 *)(const void *)(from + (2 * i + 1) * stride));
-#if VD == 8
-    __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[0]), rows[2], 1);
-    __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(rows[1]), rows[3], 1);
-    *first = (vd)_mm512_cvtps_pd(_mm256_shuffle_ps(low, high, 0x88));
-    *second = (vd)_mm512_cvtps_pd(_mm256_shuffle_ps(low, high, 0xdd));
-#else
-    *first = (vd)_mm256_cvtps_pd(_mm_shuffle_ps(rows[0], rows[1], 0x88));
-    *second = (vd)_mm256_cvtps_pd(_mm_shuffle_ps(rows[0], rows[1], 0xdd));
-#endif
+    float columns[2][VD];
+    for (int i = 0; i < VD; i += 4)
+        v4_store_columns(from + i * stride, stride, columns[0] + i, columns[1] + i);
+    *first = vh_load_double(columns[0]);
+    *second = vh_load_double(columns[1]);
 #elif VD == 2
     vd even = vh_load_double(from), odd = vh_load_double(from + stride);
     *first = (vd){even[0], odd[0]};
@@ -488,19 +501,8 @@ FKL_INLINE void vf_store_columns(const char *from, ptrdiff_t stride, float first
         memcpy(&second[i], from + i * stride + 4, 4);
     }
 #else
-    for (int i = 0; i < LANES; i += 4) {
-        typedef double v2 __attribute__((vector_size(16))); /* two floats are moved as a double */
-        v4 rows[2];
-        for (int j = 0; j < 2; j++) {
-            double low, high;
-            memcpy(&low, from + (i + 2 * j) * stride, 8);
-            memcpy(&high, from + (i + 2 * j + 1) * stride, 8);
-            rows[j] = (v4)(v2){low, high};
-        }
-        v4 even = FKL_SHUFFLE(rows[0], rows[1], 0, 2, 4, 6), odd = FKL_SHUFFLE(rows[0], rows[1], 1, 3, 5, 7);
-        memcpy(first + i, &even, 16);
-        memcpy(second + i, &odd, 16);
-    }
+    for (int i = 0; i < LANES; i += 4)
+        v4_store_columns(from + i * stride, stride, first + i, second + i);
 #endif
 }
 

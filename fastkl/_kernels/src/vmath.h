@@ -52,6 +52,20 @@ FKL_INLINE vd vd_octaves(vd p, vd q, vd *scaled)
 #endif
 }
 
+/* (p + low) k log 2 + difference. Next to the seam of the octaves this is a small difference, and phi hardly larger:
+ * there the last bits of log 2, and what low makes of them, count. */
+FKL_INLINE vd vd_far(vd p, vd k, vd difference)
+{
+    vd kp = k * p;
+    return vd_madd(kp, vd_set(FKL_LN2_LOW), vd_fma(kp, vd_set(FKL_LN2), difference));
+}
+FKL_INLINE vd vd_far_shifted(vd p, vd low, vd k, vd difference)
+{
+    vd octaves = k * vd_set(FKL_LN2);
+    low = vd_madd(p, vd_set(FKL_LN2_LOW / FKL_LN2), low);
+    return vd_madd(low, octaves, vd_fma(p, octaves, difference));
+}
+
 /* A term s (n + p t(s^2)) + far, t being vd_atanh_tail(): what phi is once its division is under way. Loops begin the
  * next term before they end the last one, for a processor sees no further than a few terms ahead. */
 struct vd_begun {
@@ -63,19 +77,19 @@ FKL_INLINE vd vd_end(struct vd_begun x)
     return vd_fma(x.s, vd_madd(x.p, vd_atanh_tail(x.s * x.s), x.n), x.far);
 }
 
-/* phi(p, q), and phi(p + low, q) with |low| <= ulp(p)/2: beyond an octave low makes no difference. */
+/* phi(p, q), and phi(p + low, q) with |low| <= ulp(p)/2. */
 FKL_INLINE struct vd_begun vd_begin_phi(vd p, vd q)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = p - q2;
-    return (struct vd_begun){n / (p + q2), p, n, vd_fma(p, k * vd_set(FKL_LN2), q - q2)};
+    return (struct vd_begun){n / (p + q2), p, n, vd_far(p, k, q - q2)};
 }
 
 FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = (p - q2) + low;
-    return (struct vd_begun){n / (p + q2), p, n, vd_fma(p, k * vd_set(FKL_LN2), q - q2)};
+    return (struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, low, k, q - q2)};
 }
 
 /* phi(p, q) for p and q in [2^-1021, 2^980]; 8 ulp, next to the seam of the octaves (p = 1.5 q), where the two brackets
@@ -85,15 +99,15 @@ FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
 /* Half of a normal number, exactly, without the multiplier. */
 FKL_INLINE vd vd_half(vd x) { return vi_double(vd_bits(x) - vi_set(UINT64_C(1) << 52)); }
 
-/* phi(p, q) where p - q is known better than p and q are: n stands for p - q2 wherever k = 0. This is how a row keeps
- * its last bits when q is a rounded product or mean. */
-FKL_INLINE vd vd_phi_near(vd p, vd q, vd n0)
+/* phi(p + low, q) where p - q is known better than p and q are: n0 stands for p - q2 wherever k = 0. This is how a row
+ * keeps its last bits when p is a rounded product, or q a rounded mean. */
+FKL_INLINE vd vd_phi_near(vd p, vd low, vd q, vd n0)
 {
     vd q2, k = vd_octaves(p, q, &q2);
-    vd n = vd_select(vd_eq(k, vd_set(0.0)), n0, p - q2);
+    vd n = vd_select(vd_eq(k, vd_set(0.0)), n0, (p - q2) + low);
     vd s = n / (p + q2);
     vd t = vd_atanh_tail(s * s);
-    return vd_fma(s, vd_madd(p, t, n), vd_fma(p, k * vd_set(FKL_LN2), q - q2));
+    return vd_fma(s, vd_madd(p, t, n), vd_far_shifted(p, low, k, q - q2));
 }
 
 /* 2^k for |k| <= 1, 0 for all other integers k: what the low half of an unevaluated sum q + low is multiplied by when
@@ -114,7 +128,8 @@ FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low)
     vd n = (p - q2) - low2;
     vd s = n / (p + q2);
     vd t = vd_atanh_tail(s * s);
-    return vd_fma(s, vd_madd(p, t, n), vd_fma(p, k * vd_set(FKL_LN2), (q - q2) + (low - low2)));
+    /* q - q2 is exact, and the small difference that vd_far() is has room for what low makes of it. */
+    return vd_fma(s, vd_madd(p, t, n), vd_far(p, k, q - q2) + (low - low2));
 }
 
 /* log(p / (q + low)) for p >= 2^-1021 and normal q; 3 ulp. */
@@ -207,8 +222,8 @@ FKL_INLINE struct vf_begun vf_begin_phi(vf p, vf q)
 FKL_INLINE struct vf_begun vf_begin_phi_shifted(vf p, vf q, vf low)
 {
     vf q2, k = vf_octaves(p, q, &q2);
-    vf n = (p - q2) + low;
-    return (struct vf_begun){n / (p + q2), p, n, vf_fma(p, k * vf_set((float)FKL_LN2), q - q2)};
+    vf n = (p - q2) + low, octaves = k * vf_set((float)FKL_LN2);
+    return (struct vf_begun){n / (p + q2), p, n, vf_madd(low, octaves, vf_fma(p, octaves, q - q2))};
 }
 
 /* phi(p, q) for floats in [2^-125, 2^118]; 5 ulp of float at the seam (see vd_phi), 3 elsewhere. */
