@@ -217,3 +217,70 @@ def test_ulp_error(type_name):
 
 def test_bounds_name_every_metric():
     assert tuple(BOUNDS) == METRICS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rounding that goes one way
+
+
+def peaked(rng, rows, length):
+    """Rows of one large element among equal ones, as smoothed labels are, at the first, the last or another place."""
+    rest = 10.0 ** rng.uniform(-6, 0, (rows, 1))
+    result = np.tile(rest, (1, length)) * rng.random((rows, 1))
+    result[np.arange(rows), rng.choice([0, length - 1, length // 2], rows)] = rng.random(rows)
+    return result
+
+
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+@pytest.mark.parametrize("length", [2, 3, 10, 16, 17, 64, 256, 257, 1000])
+def test_equal_elements_behind_a_peak(length, variant, type_name, level, rng):
+    """Each of the equal terms is rounded the same way, and so are the sums while they are added to a large one."""
+    name, options = variant
+    p, q = peaked(rng, 12, length).astype(type_name), peaked(rng, 12, length).astype(type_name)
+    assert_contract(name, measure(fastkl, name, p, q, **options), p, q, **options)
+
+
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "js", "jeffreys"])
+def test_ratios_at_the_seam_of_the_octaves(name, type_name, level, rng):
+    """Where log(p/q) is put together from an octave and a remainder, of opposite signs; the sums are not 1."""
+    for length in (2, 3, 17):
+        p = rng.random((200, length)) + 0.05
+        q = p * rng.uniform(1.3, 1.55, p.shape) ** rng.choice([-1, 1], p.shape) * rng.uniform(0.5, 2, (200, 1))
+        p, q = p.astype(type_name), q.astype(type_name)
+        assert_contract(name, measure(fastkl, name, p, q), p, q)
+
+
+# Rows on which earlier versions were wrong by 8 to 1e300 ulp.
+FOUND = [
+    ("kl", {}, [0.061873505734857726, 0.37487996481742536], [0.06059030302634252, 0.5193714401896727]),
+    (
+        "kl",
+        {},
+        [0.4841214238838033, 0.47409448487644323, 0.8355499807629566],
+        [0.33416672213554055, 0.5098955218147867, 0.8362289562916696],
+    ),
+    (
+        "js",
+        {},
+        [0.07965311737844871, 0.6653077852573103, 0.5469860204522158],
+        [0.07195212997804695, 1.0836313667477877, 0.8225896655625782],
+    ),
+    ("js_distance", {}, [5e-319, 0.3, 0.6], [0, 0.3, 0.6]),
+    ("hellinger", {}, [5e-319, 0.3, 0.6], [0, 0.3, 0.6]),
+    ("total_variation", {}, [0.3, 0.6, 0.7, 0], [0.3, 0.6, 0.7, 1e-230]),
+    ("entropy", {}, [3.7260542100669997e-90, 3.362408898273101e220], [1, 1]),
+    ("entropy", {}, [2.3917305588126285e18, 2.684185772627143e-297], [1, 1]),
+    ("cross_entropy", {"normalize": False}, [1e-290], [1e200]),
+    ("cross_entropy", {"normalize": False}, [1e-290, 1e-291], [1e20, 1]),
+    ("renyi", {"normalize": False, "alpha": 0.5}, [0.5, 0.5], [0.5, 0.5]),
+]
+
+
+@pytest.mark.parametrize("name, options, p, q", FOUND)
+def test_rows_found_wrong(name, options, p, q, level):
+    p, q = np.tile(p, (9, 1)), np.tile(q, (9, 1))
+    result = measure(fastkl, name, p, q, **options)
+    assert_contract(name, result, p, q, **options)
+    assert not np.signbit(result[result == 0]).any()
