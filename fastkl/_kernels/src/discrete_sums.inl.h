@@ -350,8 +350,8 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
         const ptrdiff_t length = (across ? FLOAT_RUN / 2 : FLOAT_RUN) * step, end = n - i < length ? n : i + length;
         for (; i + most <= end; i += most) {
             for (ptrdiff_t line = 0; line < most * size; line += 64) {
-                fkl_prefetch(p + i * size + line + ahead);
-                fkl_prefetch(q + i * size + line + ahead);
+                fkl_prefetch(p, i * size + line + ahead);
+                fkl_prefetch(q, i * size + line + ahead);
             }
             step_float(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, run, others);
         }
@@ -480,8 +480,8 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
     ptrdiff_t i = 0;
     for (; i + most <= n; i += most) {
         for (ptrdiff_t line = 0; line < most * size; line += 64) {
-            fkl_prefetch(p + i * size + line + c->ahead);
-            fkl_prefetch(q + i * size + line + c->ahead);
+            fkl_prefetch(p, i * size + line + c->ahead);
+            fkl_prefetch(q, i * size + line + c->ahead);
         }
         const int ended = end_run(pass, i, run, acc, others);
         step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, run, others, &last, ended, acc[0]);

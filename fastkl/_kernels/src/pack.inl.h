@@ -117,9 +117,9 @@ static FKL_NOINLINE void pack(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t c
                 columns[j] = from + (done + j) * rows->item_stride;
                 /* The strip after this one, or the first of the next rows. */
                 const ptrdiff_t later = done + j + 4*SQUARE < n ? done + j + 4*SQUARE : done + j + 4*SQUARE - n;
-                const char *ahead = from + later * rows->item_stride + (later < done ? count * rows->row_stride : 0);
+                const ptrdiff_t ahead = later * rows->item_stride + (later < done ? count * rows->row_stride : 0);
                 for (ptrdiff_t line = 0; line < count * rows->row_stride; line += 64)
-                    fkl_prefetch_far(ahead + line);
+                    fkl_prefetch_far(from, ahead + line);
                 if (type != to_type || rows->swapped) {
                     convert(type, rows->swapped, columns[j], rows->row_stride, count, to_type, (char *)converted[j]);
                     columns[j] = (const char *)converted[j];
@@ -136,10 +136,10 @@ static FKL_NOINLINE void pack(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t c
     const ptrdiff_t rows_ahead = 8192 / row_bytes + 1;
     for (ptrdiff_t i = 0; i < count && done < n; i++) {
         const char *row = from + i * rows->row_stride;
-        const char *ahead = row + rows_ahead * rows->row_stride + (rows->item_stride < 0 ? near : 0);
+        const ptrdiff_t ahead = rows_ahead * rows->row_stride + (rows->item_stride < 0 ? near : 0);
         if (n * rows->item_stride == near)
             for (ptrdiff_t line = 0; line < row_bytes; line += 64)
-                fkl_prefetch_far(ahead + line);
+                fkl_prefetch_far(row, ahead + line);
         convert(type, rows->swapped, row + done * rows->item_stride, rows->item_stride, n - done, to_type,
                 to + i * to_stride + done * size);
     }
@@ -192,17 +192,17 @@ FKL_INLINE void eight_rows(const enum fkl_type from_type, const enum fkl_type to
 FKL_INLINE void ask_for_eight_rows(const fkl_rows *rows, const char *from, ptrdiff_t n, int along)
 {
     const ptrdiff_t size = type_size((enum fkl_type)rows->type);
-    from += 2 * FKL_PACKED_ROWS * rows->row_stride;
+    const ptrdiff_t ahead = 2 * FKL_PACKED_ROWS * rows->row_stride;
     if (!along) {
         for (ptrdiff_t j = 0; j < n; j++)
-            fkl_prefetch_far(from + j * rows->item_stride);
+            fkl_prefetch_far(from, ahead + j * rows->item_stride);
     } else if (rows->row_stride == n * size) {
         for (ptrdiff_t line = 0; line < LANES * n * size; line += 64)
-            fkl_prefetch_far(from + line);
+            fkl_prefetch_far(from, ahead + line);
     } else if (rows->row_stride != 0) {
         for (int i = 0; i < LANES; i++) {
-            fkl_prefetch_far(from + i * rows->row_stride);
-            fkl_prefetch_far(from + i * rows->row_stride + n * size - 1);
+            fkl_prefetch_far(from, ahead + i * rows->row_stride);
+            fkl_prefetch_far(from, ahead + i * rows->row_stride + n * size - 1);
         }
     }
 }

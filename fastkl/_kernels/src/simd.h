@@ -29,15 +29,17 @@
 #define FKL_NOINLINE __attribute__((noinline))
 #define FKL_UNROLL _Pragma("GCC unroll 8")
 #define FKL_LIKELY(x) __builtin_expect(!!(x), 1)
-#define fkl_prefetch(address) __builtin_prefetch((address), 0, 3)
-#define fkl_prefetch_far(address) __builtin_prefetch((address), 0, 2) /* no nearer than the second-level cache */
+/* What is asked for may lie outside the array, where no pointer may point: the address is a number. */
+#define FKL_AT(base, offset) ((const void *)((uintptr_t)(base) + (uintptr_t)(offset)))
+#define fkl_prefetch(base, offset) __builtin_prefetch(FKL_AT(base, offset), 0, 3)
+#define fkl_prefetch_far(base, offset) __builtin_prefetch(FKL_AT(base, offset), 0, 2) /* to the second-level cache */
 #else
 #define FKL_INLINE static inline
 #define FKL_NOINLINE
 #define FKL_UNROLL
 #define FKL_LIKELY(x) (x)
-#define fkl_prefetch(address) ((void)(address))
-#define fkl_prefetch_far(address) ((void)(address))
+#define fkl_prefetch(base, offset) ((void)(base), (void)(offset))
+#define fkl_prefetch_far(base, offset) ((void)(base), (void)(offset))
 #endif
 
 /* FASTKL_SCALAR forces the one-lane fallback, which careful.c is written in. */
