@@ -111,7 +111,7 @@ FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, cons
 FKL_INLINE void run_pass_typed(const enum fkl_type type, const int across, enum pass pass, struct group *g, int groups,
                                ptrdiff_t begin, ptrdiff_t end, struct totals *t)
 {
-    switch (pass) { /* what the 16-bit types are read for: see row_type() */
+    switch (pass) { /* what the 16-bit types are read for: see effective_type() */
         FKL_RUN(PASS_SUMS)
         FKL_RUN(PASS_KL)
         FKL_RUN(PASS_JS_HALF)

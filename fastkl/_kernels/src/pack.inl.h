@@ -115,8 +115,8 @@ static FKL_NOINLINE void pack(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t c
         for (; done + SQUARE <= n; done += SQUARE) {
             for (int j = 0; j < SQUARE; j++) {
                 columns[j] = from + (done + j) * rows->item_stride;
-                /* The strip after this one, or the first of the next rows. */
-                const ptrdiff_t later = done + j + 4*SQUARE < n ? done + j + 4*SQUARE : done + j + 4*SQUARE - n;
+                /* Some strips further on, or among the first of the next rows. */
+                const ptrdiff_t far = done + j + 4 * SQUARE, later = far < n ? far : far - n;
                 const ptrdiff_t ahead = later * rows->item_stride + (later < done ? count * rows->row_stride : 0);
                 for (ptrdiff_t line = 0; line < count * rows->row_stride; line += 64)
                     fkl_prefetch_far(from, ahead + line);
