@@ -41,6 +41,7 @@ FKL_INLINE int pass_sums(const enum pass pass)
         return 1;
     }
 }
+
 /* How many of them, from the first, are plain sums without a compensation? */
 FKL_INLINE int pass_plain_sums(const enum pass pass)
 {
@@ -160,12 +161,30 @@ FKL_INLINE void flush(vd from[PARTS], vd to[PARTS])
     }
 }
 
-/* `vectors` registers' worth of elements; the last n < LANES of a row where n >= 0. ended, total: see end_run(). */
-FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
-                            const char *p, const char *q, const struct vcontext *c, vd acc[SUMS][PARTS],
-                            struct exceptions *others, struct begun *last, int ended, vd total[PARTS])
+/* Before element i of a block: has a run ended? Its sums are added to the block's; of terms that are begun early the
+ * last is not ended yet, and step_double() adds their sum when it is. */
+FKL_INLINE int end_run(const enum pass pass, ptrdiff_t i, vd run[SUMS][PARTS], vd acc[SUMS][PARTS],
+                       struct exceptions *others)
+{
+    if (i == 0 || i % (RUN * LANES) != 0)
+        return 0;
+    if (pass_begins(pass))
+        flush(others->terms, acc[0]);
+    for (int k = BEGIN_EARLY && pass_begins(pass) ? 1 : 0; k < pass_plain_sums(pass); k++)
+        flush(run[k], acc[k]);
+    return 1;
+}
+
+/* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. Their terms
+ * go to the run's sums, those of runs to the block's, acc. */
+FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
+                            const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
+                            vd acc[SUMS][PARTS], struct exceptions *others, struct begun *last)
 {
     const ptrdiff_t stride = VD * type_size(type);
+    const int ended = end_run(pass, i, run, acc, others);
+    p += i * type_size(type);
+    q += i * type_size(type);
     vd x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
@@ -176,9 +195,9 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         vd a[SUMS];
-        take(acc, j % PARTS, a);
+        take(run, j % PARTS, a);
         add_elements(pass, x[j], y[j], a);
-        give(acc, j % PARTS, a);
+        give(run, j % PARTS, a);
         low[j] = vd_set(0.0);
         if (pass_scales(pass))
             y[j] = scaled(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
@@ -205,18 +224,18 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
         if (pass_begins(pass)) {
             struct begun next = begin(pass, x[j], y[j], low[j]);
             if (BEGIN_EARLY) {
-                acc[0][(j + PARTS - 1) % PARTS] += end(pass, *last);
+                run[0][(j + PARTS - 1) % PARTS] += end(pass, *last);
                 *last = next;
                 if (j == 0 && ended)
-                    flush(acc[0], total);
+                    flush(run[0], acc[0]);
             } else {
-                acc[0][j % PARTS] += end(pass, next);
+                run[0][j % PARTS] += end(pass, next);
             }
         } else {
             vd a[SUMS];
-            take(acc, j % PARTS, a);
+            take(run, j % PARTS, a);
             element(pass, x[j], y[j], low[j], c, j % PARTS, a);
-            give(acc, j % PARTS, a);
+            give(run, j % PARTS, a);
         }
     }
 }
@@ -240,14 +259,12 @@ FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptr
     if (type == FKL_BF16)
         return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, address)), 16);
     return (vf)_mm512_maskz_loadu_ps(lanes, address);
-#elif VD == 4
+#else
+#if VD == 4
     if (type == FKL_F32)
         return (vf)_mm256_maskload_ps((const float *)(const void *)address,
                                       _mm256_loadu_si256((const __m256i_u *)(first_float_lanes + 8 - n)));
-    char whole[4 * VF] = {0};
-    memcpy(whole, address, (size_t)(n * type_size(type)));
-    return load_float(type, whole);
-#else
+#endif
     char whole[4 * VF] = {0};
     memcpy(whole, address, (size_t)(n * type_size(type)));
     return load_float(type, whole);
@@ -440,20 +457,6 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcon
 }
 #endif
 
-/* Before element i of a block: has a run ended? Its sums are added to the block's; of terms that are begun early the
- * last is not ended yet, and step_double() adds their sum when it is. */
-FKL_INLINE int end_run(const enum pass pass, ptrdiff_t i, vd run[SUMS][PARTS], vd acc[SUMS][PARTS],
-                       struct exceptions *others)
-{
-    if (i == 0 || i % (RUN * LANES) != 0)
-        return 0;
-    if (pass_begins(pass))
-        flush(others->terms, acc[0]);
-    for (int k = BEGIN_EARLY && pass_begins(pass) ? 1 : 0; k < pass_plain_sums(pass); k++)
-        flush(run[k], acc[k]);
-    return 1;
-}
-
 /* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
  * of special elements added to others. */
 FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
@@ -483,18 +486,14 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
             fkl_prefetch(p, i * size + line + c->ahead);
             fkl_prefetch(q, i * size + line + c->ahead);
         }
-        const int ended = end_run(pass, i, run, acc, others);
-        step_double(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, run, others, &last, ended, acc[0]);
+        step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, acc, others, &last);
     }
     if (most > LANES && i + LANES <= n) {
-        const int ended = end_run(pass, i, run, acc, others);
-        step_double(pass, type, PARTS, -1, p + i * size, q + i * size, c, run, others, &last, ended, acc[0]);
+        step_double(pass, type, PARTS, i, -1, p, q, c, run, acc, others, &last);
         i += LANES;
     }
-    if (i < n) {
-        const int ended = end_run(pass, i, run, acc, others);
-        step_double(pass, type, PARTS, n - i, p + i * size, q + i * size, c, run, others, &last, ended, acc[0]);
-    }
+    if (i < n)
+        step_double(pass, type, PARTS, i, n - i, p, q, c, run, acc, others, &last);
     if (BEGIN_EARLY && pass_begins(pass))
         run[0][PARTS - 1] += end(pass, last);
     if (pass_begins(pass))

@@ -71,22 +71,19 @@ FKL_INLINE vd scaled(vd q, vd c, vd c_low, vd *low)
 /* The sums of the elements themselves, in the passes that take them. */
 FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
 {
-    if (pass == PASS_SUMS_EXACT) {
+    if (pass == PASS_SUMS_EXACT || pass == PASS_SUMS_MAX) {
         vd difference, error, lost;
         vd_two_sum(acc[0], p, &acc[0], &lost);
         acc[3] += lost;
         vd_two_sum(acc[1], q, &acc[1], &lost);
         acc[4] += lost;
+        if (pass == PASS_SUMS_MAX) {
+            acc[2] = vd_max(acc[2], q);
+            return;
+        }
         vd_two_sum(p, -q, &difference, &error);
         vd_two_sum(acc[2], difference, &acc[2], &lost);
         acc[5] += lost + error;
-    } else if (pass == PASS_SUMS_MAX) {
-        vd lost;
-        vd_two_sum(acc[0], p, &acc[0], &lost);
-        acc[3] += lost;
-        vd_two_sum(acc[1], q, &acc[1], &lost);
-        acc[4] += lost;
-        acc[2] = vd_max(acc[2], q);
     } else if (pass == PASS_SUMS || pass == PASS_KL) {
         acc[pass == PASS_KL ? 1 : 0] += p;
         acc[pass == PASS_KL ? 2 : 1] += q;

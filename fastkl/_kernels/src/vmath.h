@@ -105,9 +105,7 @@ FKL_INLINE vd vd_phi_near(vd p, vd low, vd q, vd n0)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = vd_select(vd_eq(k, vd_set(0.0)), n0, (p - q2) + low);
-    vd s = n / (p + q2);
-    vd t = vd_atanh_tail(s * s);
-    return vd_fma(s, vd_madd(p, t, n), vd_far_shifted(p, low, k, q - q2));
+    return vd_end((struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, low, k, q - q2)});
 }
 
 /* 2^k for |k| <= 1, 0 for all other integers k: what the low half of an unevaluated sum q + low is multiplied by when
@@ -126,10 +124,8 @@ FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low)
     vd q2, k = vd_octaves(p, q, &q2);
     vd low2 = low * vd_power_near(k);
     vd n = (p - q2) - low2;
-    vd s = n / (p + q2);
-    vd t = vd_atanh_tail(s * s);
     /* q - q2 is exact, and the small difference that vd_far() is has room for what low makes of it. */
-    return vd_fma(s, vd_madd(p, t, n), vd_far(p, k, q - q2) + (low - low2));
+    return vd_end((struct vd_begun){n / (p + q2), p, n, vd_far(p, k, q - q2) + (low - low2)});
 }
 
 /* log(p / (q + low)) for p >= 2^-1021 and normal q; 3 ulp. */
