@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         stamp, settings, records = _run(options)
     sys.stdout.write(report.full_report(stamp, settings, records))
-    if options.json:
+    if options.json and options.read:
         options.json.write_text(report.to_json(stamp, settings, records), encoding="utf-8")
     if options.readme:
         report.rewrite_readme(README, report.readme_parts(stamp, settings, records))
@@ -51,7 +51,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", action="append", metavar="LEVEL", help="this level alone (may be repeated)")
     parser.add_argument("--threads", type=int, action="append", metavar="N",
                         help="this many threads (may be repeated); by default one and all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON, after every section")
     parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, take the figures from this JSON")
     parser.add_argument("--readme", action="store_true", help="rewrite the generated parts of README.md")
     options = parser.parse_args(arguments)
@@ -71,6 +71,12 @@ def _run(options: argparse.Namespace) -> tuple[dict, dict, list[dict]]:
         levels=tuple(options.level or usable_levels()),
         threads=tuple(options.threads or sorted({1, fastkl.get_num_threads()})),
     )
+    named = {
+        "size_mib": settings.size_mib,
+        "rounds": settings.rounds,
+        "levels": settings.levels,
+        "threads": settings.threads,
+    }
     stamp, records, begun = machine.stamp(), [], time.monotonic()
     for section in options.only or SECTIONS:
         for figure in _figures(section, settings):
@@ -83,13 +89,9 @@ def _run(options: argparse.Namespace) -> tuple[dict, dict, list[dict]]:
                     f"{record['verdict']}",
                     file=sys.stderr,
                 )
-    stamp["seconds"] = round(time.monotonic() - begun, 1)
-    named = {
-        "size_mib": settings.size_mib,
-        "rounds": settings.rounds,
-        "levels": settings.levels,
-        "threads": settings.threads,
-    }
+        stamp["seconds"] = round(time.monotonic() - begun, 1)
+        if options.json:  # after every section: a run takes half an hour, and may be cut short
+            options.json.write_text(report.to_json(stamp, named, records), encoding="utf-8")
     return stamp, named, records
 
 

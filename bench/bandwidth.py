@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -40,12 +41,20 @@ def dot_readers(a: np.ndarray, b: np.ndarray, threads: int) -> list[Timed]:
 
     readers = [Timed(in_python_threads, lambda: _blas_threads(1))]
     if _blas is not None:
-        readers.append(Timed(lambda: np.dot(a, b), lambda: _blas_threads(threads)))
+        readers.append(Timed(lambda: np.dot(a, b), lambda: _then_idle(_blas_threads(threads))))
     return readers
 
 
 def _blas_threads(count: int) -> AbstractContextManager:
     return nullcontext() if _blas is None else _blas.limit(limits=count, user_api="blas")
+
+
+@contextmanager
+def _then_idle(within: AbstractContextManager) -> Iterator[None]:
+    """Wait afterwards until OpenBLAS's idle workers have stopped spinning, for they take a core for some 110 ms."""
+    with within:
+        yield
+    time.sleep(0.2)
 
 
 def measure(settings: Settings) -> Iterator[Figure]:

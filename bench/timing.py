@@ -34,7 +34,7 @@ class Settings:
         return tuple(level for level in self.levels if level != "baseline") or self.levels
 
     def settle(self, threads: int) -> float:
-        """Seconds to wait before each call: longer than idle workers of OpenBLAS (25 ms) and libgomp spin."""
+        """Seconds to wait before each call: longer than idle workers of libgomp spin (10 ms)."""
         return 0.03 if threads > 1 and self.counts else 0.0
 
 
