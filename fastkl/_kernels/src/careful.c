@@ -48,6 +48,9 @@ static void add(struct pair *sum, double x)
     sum->low += error;
 }
 
+/* After many additions: high is the sum rounded once. */
+static void settle(struct pair *sum) { vd_two_sum(sum->high, sum->low, &sum->high, &sum->low); }
+
 static struct pair divide(struct pair a, struct pair b)
 {
     struct pair c;
@@ -57,11 +60,91 @@ static struct pair divide(struct pair a, struct pair b)
     return c;
 }
 
-/* p and c q as split numbers: p_z 2^p_e, and c q = (q_z + q_low) 2^q_e. */
+/* p and c q as split numbers: p_z 2^p_e, and c q = (q_z + q_low) 2^q_e. Where `exact`, n is p - c q to the last bits, in
+ * units of 2^unit(). */
 struct terms {
     double p_z, q_z, q_low;
     int p_e, q_e;
+    double n;
+    int exact;
 };
+
+/* The larger of the two exponents. */
+static int unit(const struct terms *x)
+{
+    return x->p_z == 0.0 || (x->q_z != 0.0 && x->q_e > x->p_e) ? x->q_e : x->p_e;
+}
+
+/* A sum without any rounding: parts that don't overlap, from the smallest to the largest. */
+#define PARTS_MOST 64
+struct expansion {
+    double part[PARTS_MOST + 1];
+    int count;
+};
+
+/* The same in the fewest parts, each of 53 bits: the range of a double's exponents holds no more than 41. */
+static void compress(struct expansion *sum)
+{
+    double parts[PARTS_MOST + 1], top = 0.0;
+    int count = 0;
+    for (int i = sum->count - 1; i >= 0; i--) {
+        double error;
+        vd_two_sum(top, sum->part[i], &top, &error);
+        if (error != 0.0) {
+            parts[count++] = top;
+            top = error;
+        }
+    }
+    sum->count = 0;
+    if (top != 0.0)
+        sum->part[sum->count++] = top;
+    while (count > 0)
+        sum->part[sum->count++] = parts[--count];
+}
+
+static void add_exactly(struct expansion *sum, double x)
+{
+    int count = 0;
+    for (int i = 0; i < sum->count; i++) {
+        double error;
+        vd_two_sum(x, sum->part[i], &x, &error);
+        if (error != 0.0)
+            sum->part[count++] = error;
+    }
+    sum->part[count++] = x;
+    sum->count = count;
+    if (count > PARTS_MOST)
+        compress(sum);
+}
+
+static void add_products(struct expansion *sum, double x, const struct expansion *y)
+{
+    for (int i = 0; i < y->count; i++) {
+        double product, error;
+        vd_two_product(x, y->part[i], &product, &error);
+        add_exactly(sum, error);
+        add_exactly(sum, product);
+    }
+}
+
+static double rounded(const struct expansion *sum)
+{
+    double total = 0.0;
+    for (int i = 0; i < sum->count; i++)
+        total += sum->part[i];
+    return total;
+}
+
+/* p - c q, c = sum(p)/sum(q), as (p sum(q) - q sum(p)) / sum(q): where the rows are proportional but for their last bits,
+ * or but for tiny elements, no c of so many digits is exact enough. */
+static double exact_difference(const struct terms *x, double q_z, const struct expansion *p_sum,
+                               const struct expansion *q_sum)
+{
+    struct expansion difference = {{0.0}, 0};
+    add_products(&difference, ldexp(x->p_z, x->p_e - unit(x)), q_sum);
+    add_products(&difference, -ldexp(q_z, x->q_e - unit(x)), p_sum);
+    return rounded(&difference) / rounded(q_sum);
+}
 
 /* log(p / c q) for p, q > 0, with k, s and t of vmath.h and the octave of c q next to p's mantissa. */
 struct ratio {
@@ -74,6 +157,8 @@ static struct ratio ratio(const struct terms *x)
     double octaves = vd_octaves(x->p_z, x->q_z, &r.q2);
     r.n = (x->p_z - r.q2) - x->q_low * exp2(octaves);
     r.k = octaves + (double)(x->p_e - x->q_e);
+    if (x->exact && r.k == 0.0)
+        r.n = ldexp(x->n, unit(x) - x->p_e);
     r.s = r.n / (x->p_z + r.q2);
     r.t = vd_atanh_tail(r.s * r.s);
     return r;
@@ -100,31 +185,32 @@ static double phi(const struct terms *x)
     return ldexp(curved, x->p_e) + (ldexp(x->q_z, x->q_e) - ldexp(r.q2, x->p_e));
 }
 
-/* p, c q and what the rounding of c q has lost, in units of 2^e in which the larger of the two is in [1, 4): for terms
- * that are homogeneous in (p, c q). */
+/* p, c q, what the rounding of c q has lost, and p - c q, in units of 2^e in which the larger of the two is in [1, 4):
+ * for terms that are homogeneous in (p, c q). */
 struct in_units {
-    double p, q, low;
+    double p, q, low, n;
     int e;
 };
 
 static struct in_units in_units(const struct terms *x)
 {
     struct in_units u;
-    u.e = x->p_z == 0.0 || (x->q_z != 0.0 && x->q_e > x->p_e) ? x->q_e : x->p_e;
+    u.e = unit(x);
     u.p = ldexp(x->p_z, x->p_e - u.e);
     u.q = ldexp(x->q_z, x->q_e - u.e);
     u.low = ldexp(x->q_low, x->q_e - u.e);
+    u.n = x->exact ? x->n : (u.p - u.q) - u.low;
     return u;
 }
 
 static double js_term(const struct terms *x, double weight)
 {
     const struct in_units u = in_units(x);
-    double n = (u.p - u.q) - u.low, m = weight * u.p + (1.0 - weight) * u.q;
+    double m_low, m = vd_mean(weight, u.p, 1.0 - weight, u.q, u.low, &m_low);
     if (m < 0x1p-1000)
         return 0.0;
-    double phi_p = u.p < 0x1p-1000 ? m : vd_phi_near(u.p, 0.0, m, (1.0 - weight) * n);
-    double phi_q = u.q < 0x1p-1000 ? m : vd_phi_near(u.q, u.low, m, -weight * n);
+    double phi_p = u.p < 0x1p-1000 ? m : vd_phi_near(u.p, 0.0, m, m_low, (1.0 - weight) * u.n);
+    double phi_q = u.q < 0x1p-1000 ? m : vd_phi_near(u.q, u.low, m, m_low, -weight * u.n);
     return ldexp(weight * phi_p + (1.0 - weight) * phi_q, u.e);
 }
 
@@ -133,7 +219,7 @@ static double hellinger_term(const struct terms *x)
     const struct in_units u = in_units(x);
     if (u.p == 0.0 && u.q == 0.0)
         return 0.0;
-    double d = ((u.p - u.q) - u.low) / (sqrt(u.p) + sqrt(u.q));
+    double d = u.n / (sqrt(u.p) + sqrt(u.q));
     return ldexp(d * d, u.e);
 }
 
@@ -156,6 +242,8 @@ static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem 
         add(&q_sum, q_j);
         add(x.mantissa == 0.0 ? &outside : &inside, q_j);
     }
+    settle(&p_sum);
+    settle(&q_sum);
     if (alpha == 0.0) {
         double in = inside.high + inside.low, out = outside.high + outside.low, value;
         if (in == 0.0)
@@ -177,7 +265,7 @@ static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem 
     for (int pass = 0; pass < 2; pass++) {
         for (ptrdiff_t j = 0; j < length; j++) {
             struct split x = split(get(p, j)), y = split(get(q, j));
-            struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_unit, y.exponent - q_unit};
+            struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_unit, y.exponent - q_unit, 0.0, 0};
             vd_two_product(c.high, y.mantissa, &term.q_z, &term.q_low);
             term.q_low += c.low * y.mantissa;
             double p_j = ldexp(term.p_z, term.p_e);
@@ -253,34 +341,40 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
         const int common = p_max == 0.0 ? q_scale : q_max == 0.0 ? p_scale : p_scale > q_scale ? p_scale : q_scale;
         p_scale = q_scale = common;
     }
-    struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, difference = {0.0, 0.0}, c = {1.0, 0.0};
+    struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, c = {1.0, 0.0};
+    struct expansion p_total = {{0.0}, 0}, q_total = {{0.0}, 0};
     double others = 0.0;
     for (ptrdiff_t j = 0; j < length; j++) {
         struct split x = split(get(p, j)), y = split(get(q, j));
         double p_j = ldexp(x.mantissa, x.exponent - p_scale), q_j = ldexp(y.mantissa, y.exponent - q_scale);
         add(&p_sum, p_j);
         add(&q_sum, q_j);
-        add(&difference, p_j);
-        add(&difference, -q_j);
+        if (normalize) {
+            add_exactly(&p_total, p_j);
+            add_exactly(&q_total, q_j);
+        }
         if (j != peak)
             others += q_j;
     }
+    settle(&p_sum);
+    settle(&q_sum);
     if (normalize)
         c = divide(p_sum, q_sum);
-    if (c.high == 1.0) /* c - 1 is known to its own last bits */
-        c.low = normalize ? (difference.high + difference.low) / q_sum.high : 0.0;
 
     const double alpha = problem->parameter;
     struct pair sum = {0.0, 0.0}, second = {0.0, 0.0}, cumulative = {0.0, 0.0};
 
     for (ptrdiff_t j = 0; j < length; j++) {
         struct split x = split(get(p, j)), y = split(get(q, j));
-        struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_scale, y.exponent - q_scale};
+        struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_scale, y.exponent - q_scale, 0.0,
+                             normalize};
         vd_two_product(c.high, y.mantissa, &term.q_z, &term.q_low);
         term.q_low += c.low * y.mantissa;
-        double p_j = ldexp(term.p_z, term.p_e), q_j = ldexp(term.q_z, term.q_e);
-        double n = (p_j - q_j) - ldexp(term.q_low, term.q_e);
+        const double p_j = ldexp(term.p_z, term.p_e), q_j = ldexp(term.q_z, term.q_e);
         const int no_p = x.mantissa == 0.0, no_q = y.mantissa == 0.0;
+        if (normalize)
+            term.n = exact_difference(&term, y.mantissa, &p_total, &q_total);
+        const double n = normalize ? ldexp(term.n, unit(&term)) : p_j - q_j;
 
         switch (operation) {
         case FKL_KL:
@@ -309,7 +403,7 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
                 add(&sum, p_j * log1p(others / ldexp(y.mantissa, y.exponent - q_scale)));
             } else {
                 struct terms share = {normalize ? q_sum.high : 1.0, y.mantissa, 0.0, 0,
-                                      normalize ? y.exponent - q_scale : y.exponent};
+                                      normalize ? y.exponent - q_scale : y.exponent, 0.0, 0};
                 struct split total = split(share.p_z);
                 share.p_z = total.mantissa;
                 share.p_e = total.exponent;

@@ -104,7 +104,11 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
                 terms.sum[k][i] = terms.sum[k][0];
         finish(op, term_pass(op, problem, 1), 0, &g, &terms, &sums, 1, result);
         /* Terms this small in a row this small may have underflowed. */
-        if (!(g.context.p_sum[0] < 0x1p-30 && terms.sum[0][0] < 0x1p-900))
+        const double p_sum = g.context.p_sum[0], sum = terms.sum[0][0];
+        const int underflowed = p_sum < 0x1p-30 && sum < 0x1p-900;
+        const int proportional = problem->normalize && g.context.c_low[0] != 0.0 && op != FKL_CROSS_ENTROPY &&
+                                 sum < (op == FKL_TOTAL_VARIATION ? PROPORTIONAL : PROPORTIONAL * PROPORTIONAL) * p_sum;
+        if (!underflowed && !proportional)
             return result[0];
     }
     return careful(op, p, q, row, problem);

@@ -1,6 +1,10 @@
 /* discrete_results.inl.h: from the sums of up to eight rows their results, and which of these are vouched for. */
 #include "discrete_groups.inl.h"
 
+/* Rows that differ by less than this part of themselves are so near to proportional that c must be known to more than
+ * twice the precision; divergences are of its square. */
+#define PROPORTIONAL 0x1p-54
+
 /* The pass that sums an operation's terms once c is known. */
 FKL_INLINE enum pass term_pass(enum fkl_op op, const fkl_problem *problem, int exact)
 {
@@ -138,7 +142,7 @@ static unsigned finish(enum fkl_op op, enum pass pass, int floats, const struct 
                 value = vd_min(vd_max(sum, vd_load(&t->sum[1][j])) / p_sum, one);
             else
                 value = vd_set(0.5) * (sum + vd_load(&t->sum[1][j]));
-            fine = vd_eq(zero, zero);
+            fine = md_or(vd_le(vd_set(PROPORTIONAL), value), vd_eq(vd_load(&g->context.c_low[j]), zero));
             break;
         case FKL_HELLINGER:
             value = vd_sqrt(vd_set(0.5) * value);

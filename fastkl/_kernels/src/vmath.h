@@ -99,15 +99,6 @@ FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
 /* Half of a normal number, exactly, without the multiplier. */
 FKL_INLINE vd vd_half(vd x) { return vi_double(vd_bits(x) - vi_set(UINT64_C(1) << 52)); }
 
-/* phi(p + low, q) where p - q is known better than p and q are: n0 stands for p - q2 wherever k = 0. This is how a row
- * keeps its last bits when p is a rounded product, or q a rounded mean. */
-FKL_INLINE vd vd_phi_near(vd p, vd low, vd q, vd n0)
-{
-    vd q2, k = vd_octaves(p, q, &q2);
-    vd n = vd_select(vd_eq(k, vd_set(0.0)), n0, (p - q2) + low);
-    return vd_end((struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, low, k, q - q2)});
-}
-
 /* 2^k for |k| <= 1, 0 for all other integers k: what the low half of an unevaluated sum q + low is multiplied by when
  * q is multiplied by 2^k. Beyond one octave the low half, at most 2^-53 q, no longer matters in phi. */
 FKL_INLINE vd vd_power_near(vd k)
@@ -115,6 +106,28 @@ FKL_INLINE vd vd_power_near(vd k)
     md one = vd_eq(k, vd_set(1.0)), minus = vd_eq(k, vd_set(-1.0)), zero = vd_eq(k, vd_set(0.0));
     vd w = vd_select(zero, vd_set(1.0), vd_set(0.0));
     return vd_select(one, vd_set(2.0), vd_select(minus, vd_set(0.5), w));
+}
+
+/* w p + v (q + q_low) as the nearest double and, in *low, what its rounding has lost. */
+FKL_INLINE vd vd_mean(vd w, vd p, vd v, vd q, vd q_low, vd *low)
+{
+    vd wp, vq, mean, wp_low, vq_low;
+    vd_two_product(w, p, &wp, &wp_low);
+    vd_two_product(v, q, &vq, &vq_low);
+    vd_two_sum(wp, vq, &mean, low);
+    *low += vd_madd(v, q_low, wp_low + vq_low);
+    return mean;
+}
+
+/* phi(p + p_low, q + q_low), lows of at most half an ulp, where the difference of the two sums is known better than
+ * they are: n0 stands for it wherever k = 0. This is how a row keeps its last bits when p is a rounded product, or q a
+ * rounded mean. */
+FKL_INLINE vd vd_phi_near(vd p, vd p_low, vd q, vd q_low, vd n0)
+{
+    vd q2, k = vd_octaves(p, q, &q2);
+    vd q_low2 = q_low * vd_power_near(k);
+    vd n = vd_select(vd_eq(k, vd_set(0.0)), n0, (p - q2) + (p_low - q_low2));
+    return vd_end((struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, p_low, k, q - q2) + (q_low - q_low2)});
 }
 
 /* phi(p, q + low) for an unevaluated sum with |low| <= ulp(q)/2; the error of vd_phi, of the exact value for the
