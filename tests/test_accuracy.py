@@ -252,6 +252,43 @@ def test_ratios_at_the_seam_of_the_octaves(name, type_name, level, rng):
         assert_contract(name, measure(fastkl, name, p, q), p, q)
 
 
+def nearly_proportional(kind, length, rng):
+    """p and q whose shares are equal but for a last bit, or but for cells down to 1e-290 of the mass."""
+    p = rng.random(length) + 0.01
+    tiny = 10.0 ** -rng.integers(20, 290)
+    if kind == "rounded":
+        return p, p * rng.uniform(0.3, 30)
+    if kind == "one bit":
+        q = 3 * np.round(p * 2**40)
+        p = q / 3
+        q[0] = np.nextafter(q[0], 0)
+        return p, q
+    if kind == "counts":
+        p = np.ceil(1000 * p)
+        return p, p / p.sum()
+    p *= tiny
+    q = p * rng.uniform(0.5, 2, length)
+    heavy = 1 if kind == "one heavy cell" else min(3, length - 1)
+    p[:heavy], q[:heavy] = 1, rng.choice([1, 3, 0.1])
+    return p, q
+
+
+@pytest.mark.parametrize("kind", ["rounded", "one bit", "counts", "one heavy cell", "heavy cells"])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jeffreys", "js", "js_distance", "total_variation", "hellinger"])
+def test_nearly_proportional(name, kind, level, rng):
+    """Where p - c q is so small that c = sum(p)/sum(q) counts to more than twice the working precision."""
+    for length in (2, 3, 17, 40, 300):
+        p, q = (np.stack(rows) for rows in zip(*(nearly_proportional(kind, length, rng) for _ in range(4)), strict=True))
+        assert_contract(name, measure(fastkl, name, p, q), p, q)
+
+
+@pytest.mark.parametrize("weight", [1e-9, 0.05, 0.3, 0.45, 0.9])
+def test_weights_far_apart(weight, level, rng):
+    """The rounding of the mean moves both terms of a cell, and only if both know of it does that cancel."""
+    p, q = rng.random((300, 3)) ** 3, rng.random((300, 3)) ** 3
+    assert_contract("js", measure(fastkl, "js", p, q, weight=weight), p, q, weight=weight)
+
+
 # Rows on which earlier versions were wrong by 8 to 1e300 ulp.
 FOUND = [
     ("kl", {}, [0.061873505734857726, 0.37487996481742536], [0.06059030302634252, 0.5193714401896727]),
