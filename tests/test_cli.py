@@ -85,6 +85,12 @@ def make_sparse(path, n_rows, row_length, rows=()):
             file.write(np.asarray(values, "<f8").tobytes())
 
 
+def _heed_signals():
+    """As from a terminal: a process in the background, or under nohup, inherits that some signals are ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def long_job(*arguments):
     """A process that scores 128 GiB of zeros and has begun to; its partial file is there."""
@@ -95,6 +101,7 @@ def long_job(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heed_signals,
     )
     try:
         deadline = time.monotonic() + 60

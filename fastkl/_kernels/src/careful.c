@@ -1,10 +1,11 @@
 /* careful.c: one row by scalar arithmetic, every element with an exponent of its own.
  *
  * The vector kernels hand over a row when it holds something they don't look after: a subnormal number, a negative
- * zero, sums beyond their range. Here such a row is first judged (NaN, a negative number or an infinity make the
- * result NaN) and then worked out with p and q scaled by powers of two to a maximum in [1, 2) and with logarithms taken
- * of the mantissas. Nothing of the row's size is stored: every pass reads the row again. Speed doesn't matter here,
- * the last bit does. Compiled once, for every CPU, in the one-lane form of simd.h and vmath.h.
+ * zero, sums beyond their range, p and q so nearly proportional that p - c q is lost in the rounding of c. Here such a
+ * row is first judged (NaN, a negative number or an infinity make the result NaN) and then worked out with p and q scaled
+ * by powers of two, with logarithms taken of the mantissas, and with exact differences. Nothing of the row's size is
+ * stored: every pass reads the row again. Speed doesn't matter here, the last bit does. Compiled once, for every CPU, in
+ * the one-lane form of simd.h and vmath.h.
  */
 #define FASTKL_SCALAR
 #include "convert.inl.h"
