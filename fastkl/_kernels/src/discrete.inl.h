@@ -23,22 +23,27 @@
 
 /* ---- rows, one at a time, exactly ---------------------------------------------------------------------------- */
 
-static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, ptrdiff_t first, int count,
-                        const fkl_problem *problem, enum fkl_type type, double order, void *scratch)
+/* What all groups of a block have in common. */
+static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem,
+                        enum fkl_type type, double order, void *scratch)
 {
     g->p.rows = p;
     g->q.rows = q;
-    g->p.first = g->q.first = first;
     g->p.direct = is_direct(p, type);
     g->q.direct = is_direct(q, type);
     g->p.tile = scratch;
     g->q.tile = (char *)scratch + FKL_TILE_ROWS * 8 * fkl_tile_length(problem->length);
-    g->count = count;
     g->chunk = g->p.direct && g->q.direct ? problem->length : FKL_TILE_LENGTH;
-    g->packed_at = -1;
-    g->packed = 0;
     g->problem = problem;
     g->order = order;
+}
+
+FKL_INLINE void open_group(struct group *g, ptrdiff_t first, int count)
+{
+    g->p.first = g->q.first = first;
+    g->count = count;
+    g->packed_at = -1;
+    g->packed = 0;
     g->ahead = AHEAD;
 }
 
@@ -84,7 +89,8 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
     double result[LANES];
     const ptrdiff_t length = problem->length;
 
-    start_group(&g, p, q, row, 1, problem, FKL_F64, order, scratch);
+    start_group(&g, p, q, problem, FKL_F64, order, scratch);
+    open_group(&g, row, 1);
     run_f64(PASS_SUMS_EXACT, &g, 1, 0, length, &sums);
     for (int k = 0; k < SUMS; k++) /* all lanes alike, so that none holds rubbish */
         for (int i = 1; i < LANES; i++)
@@ -214,6 +220,7 @@ struct plan {
     ptrdiff_t together; /* rows in a group */
     void *scratch;
     char *p_columns, *q_columns; /* short rows: their elements, see pack_columns() */
+    struct group groups[GROUPS];
 };
 
 /* Rows that are worked on together, in groups, and what comes of them. */
@@ -224,31 +231,37 @@ struct batch {
     unsigned good[GROUPS]; /* a bit for each row whose result is vouched for */
 };
 
-static void open_groups(const struct plan *plan, const struct batch *batch, int from, int to, struct group g[GROUPS],
-                        struct totals totals[GROUPS])
+static void start_groups(struct plan *plan)
 {
     const ptrdiff_t columns = LANES * type_size(plan->type) * plan->problem->length;
-    for (int i = from; i < to; i++, g++, totals++) {
-        start_group(g, plan->p, plan->q, batch->first + i * plan->together, batch->counts[i], plan->problem, plan->type,
-                    plan->order, plan->scratch);
+    for (int i = 0; i < GROUPS; i++) {
+        struct group *g = &plan->groups[i];
+        start_group(g, plan->p, plan->q, plan->problem, plan->type, plan->order, plan->scratch);
         if (plan->across) {
             g->p.tile = plan->p_columns + i * columns;
             g->q.tile = plan->q_columns + i * columns;
-        } else if (batch->counts[i] < LANES) { /* lanes without a row must not hold rubbish */
-            memset(totals, 0, sizeof *totals);
         }
     }
 }
 
+static void open_groups(struct plan *plan, const struct batch *batch, int from, int to, struct totals *totals)
+{
+    for (int i = from; i < to; i++, totals++) {
+        open_group(&plan->groups[i], batch->first + i * plan->together, batch->counts[i]);
+        if (!plan->across && batch->counts[i] < LANES) /* lanes without a row must not hold rubbish */
+            memset(totals, 0, sizeof *totals);
+    }
+}
+
 /* The results of groups [from, to) from their sums and then their terms. */
-static void two_passes(const struct plan *plan, struct batch *batch, int from, int to)
+static void two_passes(struct plan *plan, struct batch *batch, int from, int to)
 {
     const ptrdiff_t length = plan->problem->length, group_size = plan->together * length * type_size(plan->type);
     const int exact = plan->sums_pass == PASS_SUMS_EXACT, groups = to - from;
-    struct group g[GROUPS];
+    struct group *g = &plan->groups[from];
     struct totals sums[GROUPS], terms[GROUPS];
 
-    open_groups(plan, batch, from, to, g, sums);
+    open_groups(plan, batch, from, to, sums);
     plan->run(plan->sums_pass, g, groups, 0, length, sums);
     for (int i = 0; i < groups; i++) {
         batch->good[from + i] = prepare(&g[i], &sums[i], exact, plan->floats ? SUM_LOW_FLOAT : SUM_LOW,
@@ -280,12 +293,11 @@ static void two_passes(const struct plan *plan, struct batch *batch, int from, i
 /* Normalised KL in one pass. Several groups' sums are taken before their results: the divisions of one hide behind
  * those of the others. Where the difference that is the result would cancel, or the row sums are too far apart for it,
  * the group goes through two passes. */
-static void one_pass(const struct plan *plan, struct batch *batch)
+static void one_pass(struct plan *plan, struct batch *batch)
 {
-    struct group g[GROUPS];
     struct totals terms[GROUPS];
-    open_groups(plan, batch, 0, batch->groups, g, terms);
-    plan->run(PASS_KL, g, batch->groups, 0, plan->problem->length, terms);
+    open_groups(plan, batch, 0, batch->groups, terms);
+    plan->run(PASS_KL, plan->groups, batch->groups, 0, plan->problem->length, terms);
     for (int i = 0; i < batch->groups; i++)
         batch->good[i] = finish_kl(&terms[i], plan->problem, plan->floats, batch->result[i]);
     for (int i = 0; i < batch->groups; i++) {
@@ -297,6 +309,7 @@ static void one_pass(const struct plan *plan, struct batch *batch)
         second.type = plan->type == FKL_F64 ? FKL_F64 : FKL_F32;
         second.run = runner(second.type, plan->across);
         second.floats = 0;
+        start_groups(&second);
         memcpy(first, batch->result[i], sizeof first);
         two_passes(&second, batch, i, i + 1);
         for (int j = 0; j < batch->counts[i]; j++)
@@ -371,6 +384,8 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
             if (q != p)
                 pack_columns(plan.q, batch.first, n, 0, length, plan.type, plan.q_columns);
         }
+        if (first == 0)
+            start_groups(&plan);
         for (ptrdiff_t at = 0; at < n; at += plan.together)
             batch.counts[batch.groups++] = (int)(n - at < plan.together ? n - at : plan.together);
         if (single) {
