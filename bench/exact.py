@@ -33,18 +33,25 @@ def _wasserstein(p, q):
     return total
 
 
+def _hellinger(p, q):
+    differences = [x.sqrt() - y.sqrt() for x, y in zip(p, q, strict=True)]
+    return _root(sum((d * d for d in differences), arb(0)) / 2)  # d**2 is not finite for a ball around 0
+
+
+def _root(x):
+    return x.sqrt() if x > 0 else arb(0, 1)  # of a ball around 0: not known yet, or 0
+
+
 FORMULAE = {
     "kl_divergence": _kl,
     "jeffreys_divergence": lambda p, q: _kl(p, q) + _kl(q, p),
     "js_divergence": _js,
-    "js_distance": lambda p, q: _js(p, q).sqrt(),
+    "js_distance": lambda p, q: _root(_js(p, q)),
     "cross_entropy": lambda p, q: -sum((x * y.log() for x, y in zip(p, q, strict=True) if x > 0), arb(0)),
     "entropy": lambda p, q: -sum((x * x.log() for x in p if x > 0), arb(0)),
     "renyi_divergence": lambda p, q: sum((x * x / y for x, y in zip(p, q, strict=True) if x > 0), arb(0)).log(),
     "total_variation": lambda p, q: sum((abs(x - y) for x, y in zip(p, q, strict=True)), arb(0)) / 2,
-    "hellinger_distance": lambda p, q: (
-        sum(((x.sqrt() - y.sqrt()) ** 2 for x, y in zip(p, q, strict=True)), arb(0)) / 2
-    ).sqrt(),
+    "hellinger_distance": _hellinger,
     "wasserstein_distance": _wasserstein,
 }
 """Public function -> its formula; Rényi's for α=2."""
@@ -78,6 +85,8 @@ def _narrow(formula, p, q, normalize: bool) -> arb | float:
             value = formula(x, y)
             if value.rel_accuracy_bits() >= _RELATIVE_BITS:
                 return value
+    if not (value.is_finite() and value.contains(0)):
+        raise ArithmeticError(f"neither narrow nor 0: {value}")
     return 0.0
 
 
