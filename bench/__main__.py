@@ -58,7 +58,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.readme and options.only and not options.read:
         parser.error("--readme needs all sections: leave --only out, or --read a JSON of a full run")
     if options.readme and (missing := report.missing_markers(README)):
-        parser.error(f"{README} must hold these markers once: {', '.join(f'<!-- bench:{name} -->' for name in missing)}")
+        markers = ", ".join(f"<!-- bench:{name} -->" for name in missing)
+        parser.error(f"{README} must hold these markers once: {markers}")
     if unusable := set(options.level or ()) - set(usable_levels()):
         parser.error(f"levels that this build or CPU does not have: {', '.join(sorted(unusable))}")
     return options
@@ -90,7 +91,7 @@ def _run(options: argparse.Namespace) -> tuple[dict, dict, list[dict]]:
                     file=sys.stderr,
                 )
         stamp["seconds"] = round(time.monotonic() - begun, 1)
-        if options.json:  # after every section: a run takes half an hour, and may be cut short
+        if options.json:  # after every section: a run takes long, and may be cut short
             options.json.write_text(report.to_json(stamp, named, records), encoding="utf-8")
     return stamp, named, records
 

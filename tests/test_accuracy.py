@@ -287,7 +287,8 @@ def nearly_proportional(kind, length, rng):
 def test_nearly_proportional(name, kind, level, rng):
     """Where p - c q is so small that c = sum(p)/sum(q) counts to more than twice the working precision."""
     for length in (2, 3, 17, 40, 300):
-        p, q = (np.stack(rows) for rows in zip(*(nearly_proportional(kind, length, rng) for _ in range(4)), strict=True))
+        pairs = [nearly_proportional(kind, length, rng) for _ in range(4)]
+        p, q = (np.stack(rows) for rows in zip(*pairs, strict=True))
         assert_contract(name, measure(fastkl, name, p, q), p, q)
 
 

@@ -96,8 +96,8 @@ class TestObjectCode:
     @pytest.mark.parametrize("level", [level for level in REGISTER if level != "baseline"])
     def test_octaves_are_packed(self, functions, level):
         # The octave k goes from an integer to a floating-point number in every term: the conversion that compilers
-        # leave in scalar loops, here for floats in one instruction and for doubles by an integer shift into the mantissa
-        # (AVX2) or in one instruction (AVX-512).
+        # leave in scalar loops, here for floats in one instruction and for doubles by an integer shift into the
+        # mantissa (AVX2) or in one instruction (AVX-512).
         if level not in _engine.built_levels():
             pytest.skip(f"built without {level}, which this compiler doesn't know")
         code = level_code(functions, level)

@@ -1,4 +1,4 @@
-"""The C functions of ``fastkl/_kernels/src/vmath.h``: their errors in ulp are measured, and held to what is stated there.
+"""The C functions of ``fastkl/_kernels/src/vmath.h``: their errors are measured in ulp and held to what stands there.
 
 The exact values are computed in ball arithmetic (python-flint) at a precision that no cancellation here exhausts, and
 kept as two doubles. Arguments are random over wide ranges and, above all, from where the formulas are at their worst:
@@ -58,8 +58,8 @@ def pairs(rng, low, high, dtype):
     groups.append((mantissas, rng.uniform(1, 2, 4000)))
     groups.append((mantissas, mantissas * (1 + rng.choice([-1, 1], 4000) * by_exponent(rng, math.log2(ulp), -3, 4000))))
     groups.append((mantissas, mantissas + ulp * rng.integers(-8, 9, 4000)))
-    # k = round(log2(p/q)) with the mantissa's logarithm taken for linear: it steps where the mantissas differ by a half,
-    # at ratios from 4/3 to 3/2.
+    # k = round(log2(p/q)) with the mantissa's logarithm taken for linear: it steps where the mantissas differ by a
+    # half, at ratios from 4/3 to 3/2.
     for seam in (3 / 2, 2 / 3, 4 / 3, 3 / 4, math.sqrt(2)):
         near = seam * (1 + rng.uniform(-1, 1, 2000) * by_exponent(rng, math.log2(ulp), -4, 2000))
         octaves = np.exp2(rng.integers(-40, 41, 2000))
@@ -82,8 +82,8 @@ def arguments(name):
     rng = random_generator(name)
     if name in ("phi", "log_ratio"):
         # Far enough from the largest double for the emulated fused multiply-add, and for p log(p/q) to be finite: the
-        # kernels take no rows whose sums exceed 2**900 (of floats 2**100). From twice the smallest normal number up, for
-        # q is brought into the octave around p.
+        # kernels take no rows whose sums exceed 2**900 (of floats 2**100). From twice the smallest normal number up,
+        # for q is brought into the octave around p.
         a, b = pairs(rng, -1021, 980, np.float64)
     elif name == "phi_float":
         a, b = pairs(rng, -125, 118, np.float32)

@@ -2,10 +2,10 @@
  *
  * The vector kernels hand over a row when it holds something they don't look after: a subnormal number, a negative
  * zero, sums beyond their range, p and q so nearly proportional that p - c q is lost in the rounding of c. Here such a
- * row is first judged (NaN, a negative number or an infinity make the result NaN) and then worked out with p and q scaled
- * by powers of two, with logarithms taken of the mantissas, and with exact differences. Nothing of the row's size is
- * stored: every pass reads the row again. Speed doesn't matter here, the last bit does. Compiled once, for every CPU, in
- * the one-lane form of simd.h and vmath.h.
+ * row is first judged (NaN, a negative number or an infinity make the result NaN) and then worked out with p and q
+ * scaled by powers of two, with logarithms taken of the mantissas, and with exact differences. Nothing of the row's
+ * size is stored: every pass reads the row again. Speed doesn't matter here, the last bit does. Compiled once, for
+ * every CPU, in the one-lane form of simd.h and vmath.h.
  */
 #define FASTKL_SCALAR
 #include "convert.inl.h"
@@ -61,8 +61,8 @@ static struct pair divide(struct pair a, struct pair b)
     return c;
 }
 
-/* p and c q as split numbers: p_z 2^p_e, and c q = (q_z + q_low) 2^q_e. Where `exact`, n is p - c q to the last bits, in
- * units of 2^unit(). */
+/* p and c q as split numbers: p_z 2^p_e, and c q = (q_z + q_low) 2^q_e. Where `exact`, n is p - c q to the last bits,
+ * in units of 2^unit(). */
 struct terms {
     double p_z, q_z, q_low;
     int p_e, q_e;
@@ -103,7 +103,7 @@ static void compress(struct expansion *sum)
         sum->part[sum->count++] = parts[--count];
 }
 
-static void add_exactly(struct expansion *sum, double x)
+static void grow(struct expansion *sum, double x)
 {
     int count = 0;
     for (int i = 0; i < sum->count; i++) {
@@ -123,8 +123,8 @@ static void add_products(struct expansion *sum, double x, const struct expansion
     for (int i = 0; i < y->count; i++) {
         double product, error;
         vd_two_product(x, y->part[i], &product, &error);
-        add_exactly(sum, error);
-        add_exactly(sum, product);
+        grow(sum, error);
+        grow(sum, product);
     }
 }
 
@@ -136,8 +136,17 @@ static double rounded(const struct expansion *sum)
     return total;
 }
 
-/* p - c q, c = sum(p)/sum(q), as (p sum(q) - q sum(p)) / sum(q): where the rows are proportional but for their last bits,
- * or but for tiny elements, no c of so many digits is exact enough. */
+/* The sum to twice the precision. */
+static struct pair as_pair(const struct expansion *sum)
+{
+    struct expansion rest = *sum;
+    const double high = rounded(sum);
+    grow(&rest, -high);
+    return (struct pair){high, rounded(&rest)};
+}
+
+/* p - c q, c = sum(p)/sum(q), as (p sum(q) - q sum(p)) / sum(q): where the rows are proportional but for their last
+ * bits, or but for tiny elements, no c of so many digits is exact enough. */
 static double exact_difference(const struct terms *x, double q_z, const struct expansion *p_sum,
                                const struct expansion *q_sum)
 {
@@ -342,25 +351,18 @@ double fkl_careful_row(int operation, const fkl_rows *p, const fkl_rows *q, cons
         const int common = p_max == 0.0 ? q_scale : q_max == 0.0 ? p_scale : p_scale > q_scale ? p_scale : q_scale;
         p_scale = q_scale = common;
     }
-    struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, c = {1.0, 0.0};
     struct expansion p_total = {{0.0}, 0}, q_total = {{0.0}, 0};
     double others = 0.0;
-    for (ptrdiff_t j = 0; j < length; j++) {
+    for (ptrdiff_t j = 0; normalize && j < length; j++) {
         struct split x = split(get(p, j)), y = split(get(q, j));
-        double p_j = ldexp(x.mantissa, x.exponent - p_scale), q_j = ldexp(y.mantissa, y.exponent - q_scale);
-        add(&p_sum, p_j);
-        add(&q_sum, q_j);
-        if (normalize) {
-            add_exactly(&p_total, p_j);
-            add_exactly(&q_total, q_j);
-        }
+        double q_j = ldexp(y.mantissa, y.exponent - q_scale);
+        grow(&p_total, ldexp(x.mantissa, x.exponent - p_scale));
+        grow(&q_total, q_j);
         if (j != peak)
             others += q_j;
     }
-    settle(&p_sum);
-    settle(&q_sum);
-    if (normalize)
-        c = divide(p_sum, q_sum);
+    const struct pair p_sum = as_pair(&p_total), q_sum = as_pair(&q_total), one = {1.0, 0.0};
+    const struct pair c = normalize ? divide(p_sum, q_sum) : one;
 
     const double alpha = problem->parameter;
     struct pair sum = {0.0, 0.0}, second = {0.0, 0.0}, cumulative = {0.0, 0.0};

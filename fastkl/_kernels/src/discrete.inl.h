@@ -220,7 +220,6 @@ struct plan {
     ptrdiff_t together; /* rows in a group */
     void *scratch;
     char *p_columns, *q_columns; /* short rows: their elements, see pack_columns() */
-    struct group groups[GROUPS];
 };
 
 /* Rows that are worked on together, in groups, and what comes of them. */
@@ -231,11 +230,11 @@ struct batch {
     unsigned good[GROUPS]; /* a bit for each row whose result is vouched for */
 };
 
-static void start_groups(struct plan *plan)
+/* g stands for the groups [from, to) of a batch, here and below. */
+static void start_groups(const struct plan *plan, struct group *g, int from, int to)
 {
     const ptrdiff_t columns = LANES * type_size(plan->type) * plan->problem->length;
-    for (int i = 0; i < GROUPS; i++) {
-        struct group *g = &plan->groups[i];
+    for (int i = from; i < to; i++, g++) {
         start_group(g, plan->p, plan->q, plan->problem, plan->type, plan->order, plan->scratch);
         if (plan->across) {
             g->p.tile = plan->p_columns + i * columns;
@@ -244,24 +243,24 @@ static void start_groups(struct plan *plan)
     }
 }
 
-static void open_groups(struct plan *plan, const struct batch *batch, int from, int to, struct totals *totals)
+static void open_groups(const struct plan *plan, const struct batch *batch, struct group *g, int from, int to,
+                        struct totals *totals)
 {
-    for (int i = from; i < to; i++, totals++) {
-        open_group(&plan->groups[i], batch->first + i * plan->together, batch->counts[i]);
+    for (int i = from; i < to; i++, g++, totals++) {
+        open_group(g, batch->first + i * plan->together, batch->counts[i]);
         if (!plan->across && batch->counts[i] < LANES) /* lanes without a row must not hold rubbish */
             memset(totals, 0, sizeof *totals);
     }
 }
 
 /* The results of groups [from, to) from their sums and then their terms. */
-static void two_passes(struct plan *plan, struct batch *batch, int from, int to)
+static void two_passes(const struct plan *plan, struct batch *batch, struct group *g, int from, int to)
 {
     const ptrdiff_t length = plan->problem->length, group_size = plan->together * length * type_size(plan->type);
     const int exact = plan->sums_pass == PASS_SUMS_EXACT, groups = to - from;
-    struct group *g = &plan->groups[from];
     struct totals sums[GROUPS], terms[GROUPS];
 
-    open_groups(plan, batch, from, to, sums);
+    open_groups(plan, batch, g, from, to, sums);
     plan->run(plan->sums_pass, g, groups, 0, length, sums);
     for (int i = 0; i < groups; i++) {
         batch->good[from + i] = prepare(&g[i], &sums[i], exact, plan->floats ? SUM_LOW_FLOAT : SUM_LOW,
@@ -293,11 +292,11 @@ static void two_passes(struct plan *plan, struct batch *batch, int from, int to)
 /* Normalised KL in one pass. Several groups' sums are taken before their results: the divisions of one hide behind
  * those of the others. Where the difference that is the result would cancel, or the row sums are too far apart for it,
  * the group goes through two passes. */
-static void one_pass(struct plan *plan, struct batch *batch)
+static void one_pass(const struct plan *plan, struct batch *batch, struct group *g)
 {
     struct totals terms[GROUPS];
-    open_groups(plan, batch, 0, batch->groups, terms);
-    plan->run(PASS_KL, plan->groups, batch->groups, 0, plan->problem->length, terms);
+    open_groups(plan, batch, g, 0, batch->groups, terms);
+    plan->run(PASS_KL, g, batch->groups, 0, plan->problem->length, terms);
     for (int i = 0; i < batch->groups; i++)
         batch->good[i] = finish_kl(&terms[i], plan->problem, plan->floats, batch->result[i]);
     for (int i = 0; i < batch->groups; i++) {
@@ -309,9 +308,10 @@ static void one_pass(struct plan *plan, struct batch *batch)
         second.type = plan->type == FKL_F64 ? FKL_F64 : FKL_F32;
         second.run = runner(second.type, plan->across);
         second.floats = 0;
-        start_groups(&second);
+        struct group again;
+        start_groups(&second, &again, i, i + 1);
         memcpy(first, batch->result[i], sizeof first);
-        two_passes(&second, batch, i, i + 1);
+        two_passes(&second, batch, &again, i, i + 1);
         for (int j = 0; j < batch->counts[i]; j++)
             if (good >> j & 1)
                 batch->result[i][j] = first[j];
@@ -362,6 +362,7 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
     const ptrdiff_t fitting = CACHED / (length * type_size(plan.type));
     plan.together = across || fitting > LANES ? LANES : fitting < 1 ? 1 : fitting;
 
+    struct group groups[GROUPS];
     fkl_rows p_packed, q_packed;
     char *p_tile = (char *)scratch + fkl_group_scratch(length);
     char *q_tile = p_tile + fkl_packed_rows(length) * fkl_packed_stride(length);
@@ -384,15 +385,15 @@ static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_
             if (q != p)
                 pack_columns(plan.q, batch.first, n, 0, length, plan.type, plan.q_columns);
         }
-        if (first == 0)
-            start_groups(&plan);
         for (ptrdiff_t at = 0; at < n; at += plan.together)
             batch.counts[batch.groups++] = (int)(n - at < plan.together ? n - at : plan.together);
+        if (first == 0) /* no later stretch has more groups */
+            start_groups(&plan, groups, 0, batch.groups);
         if (single) {
-            one_pass(&plan, &batch);
+            one_pass(&plan, &batch, groups);
         } else {
             for (int i = 0; i < batch.groups; i += across ? batch.groups : 1)
-                two_passes(&plan, &batch, i, across ? batch.groups : i + 1);
+                two_passes(&plan, &batch, &groups[i], i, across ? batch.groups : i + 1);
         }
         for (int i = 0; i < batch.groups; i++) {
             const ptrdiff_t at = i * plan.together;

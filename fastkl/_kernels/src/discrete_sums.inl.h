@@ -175,8 +175,8 @@ FKL_INLINE int end_run(const enum pass pass, ptrdiff_t i, vd run[SUMS][PARTS], v
     return 1;
 }
 
-/* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. Their terms
- * go to the run's sums, those of runs to the block's, acc. */
+/* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. Their
+ * terms go to the run's sums, those of runs to the block's, acc. */
 FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
                             const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
                             vd acc[SUMS][PARTS], struct exceptions *others, struct begun *last)

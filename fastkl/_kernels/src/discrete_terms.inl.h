@@ -185,8 +185,9 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
         vd m = vd_mean(w, p, v, q, low, &m_low);
         md empty = vd_eq(m, zero);
         m = vd_select(empty, vd_set(1.0), m);
-        vd phi_p = vd_phi_near(vd_select(no_p, m, p), zero, m, vd_select(no_p, zero, m_low), vd_select(no_p, zero, v * n));
-        vd phi_q = vd_phi_near(vd_select(no_q, m, q), low, m, vd_select(no_q, zero, m_low), vd_select(no_q, zero, -(w * n)));
+        vd n_p = vd_select(no_p, zero, v * n), n_q = vd_select(no_q, zero, -(w * n));
+        vd phi_p = vd_phi_near(vd_select(no_p, m, p), zero, m, vd_select(no_p, zero, m_low), n_p);
+        vd phi_q = vd_phi_near(vd_select(no_q, m, q), low, m, vd_select(no_q, zero, m_low), n_q);
         vd term = vd_madd(w, vd_select(no_p, m, phi_p), v * vd_select(no_q, m, phi_q));
         acc[0] += vd_select(empty, zero, term);
         return;

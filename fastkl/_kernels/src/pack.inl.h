@@ -145,8 +145,8 @@ static FKL_NOINLINE void pack(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t c
     }
 }
 
-/* The first two elements of eight rows as two columns of eight. Rows lie along the memory (the elements of a row next to
- * each other) or across it (the rows' first elements, and so on). */
+/* The first two elements of eight rows as two columns of eight. Rows lie along the memory (the elements of a row next
+ * to each other) or across it (the rows' first elements, and so on). */
 FKL_INLINE void two_columns(const enum fkl_type from_type, const enum fkl_type to_type, const int along,
                             const fkl_rows *rows, const char *from, char *to)
 {
