@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -72,24 +73,26 @@ class BuildExtensions(build_ext):
 
     def compile_levels(self, levels, flags):
         """The objects of all levels, of the code for rare rows, and of the table of what there is."""
-        objects = []
         units = [(name, f"level_{name}.c", extra, []) for name, extra in levels.items()]
         units.append(("common", "careful.c", [], []))
         units.append(("common", "cpu.c", [], [(f"FASTKL_HAVE_{name.upper()}", None) for name in levels]))
         newest_header = max(path.stat().st_mtime for path in [Path(__file__), *SOURCE.glob("*.h")])
-        for folder, source, extra, macros in units:
+
+        def compile_unit(unit):
+            folder, source, extra, macros = unit
             known = Path(self.build_temp, "levels", folder, SOURCE, source).with_suffix(".o")
             if known.exists() and known.stat().st_mtime > max(newest_header, (SOURCE / source).stat().st_mtime):
-                objects.append(str(known))
-                continue
-            objects += self.compiler.compile(
+                return [str(known)]
+            return self.compiler.compile(
                 [str(SOURCE / source)],
                 output_dir=os.path.join(self.build_temp, "levels", folder),
                 macros=macros,
                 include_dirs=[str(SOURCE)],
                 extra_postargs=[*flags, *extra, "-fPIC"],
             )
-        return objects
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a compiler of its own
+            return [path for paths in pool.map(compile_unit, units) for path in paths]
 
     def accepts(self, flags):
         """Does the compiler take these flags?"""

@@ -177,17 +177,6 @@ FKL_INLINE void two_columns(const enum fkl_type from_type, const enum fkl_type t
     }
 }
 
-FKL_INLINE void eight_rows(const enum fkl_type from_type, const enum fkl_type to_type, const int along,
-                           const fkl_rows *rows, const char *from, ptrdiff_t n, char *to)
-{
-    const ptrdiff_t column = LANES * type_size(to_type);
-    ptrdiff_t i = 0;
-    for (; i + 2 <= n; i += 2)
-        two_columns(from_type, to_type, along, rows, from + i * rows->item_stride, to + i * column);
-    if (i < n) /* never past the end of a row: its last two elements again */
-        two_columns(from_type, to_type, along, rows, from + (n - 2) * rows->item_stride, to + (n - 2) * column);
-}
-
 /* Ask for the eight rows that will be wanted two calls from now; there is arithmetic to hide the wait behind. */
 FKL_INLINE void ask_for_eight_rows(const fkl_rows *rows, const char *from, ptrdiff_t n, int along)
 {
@@ -207,41 +196,51 @@ FKL_INLINE void ask_for_eight_rows(const fkl_rows *rows, const char *from, ptrdi
     }
 }
 
+/* pack_columns() for `groups` whole groups. */
+FKL_INLINE void whole_groups(const enum fkl_type from_type, const enum fkl_type to_type, const int along,
+                             const fkl_rows *rows, const char *from, ptrdiff_t groups, ptrdiff_t n, char *to)
+{
+    const ptrdiff_t column = LANES * type_size(to_type);
+    for (; groups > 0; groups--, from += LANES * rows->row_stride, to += n * column) {
+        ask_for_eight_rows(rows, from, n, along);
+        ptrdiff_t i = 0;
+        for (; i + 2 <= n; i += 2)
+            two_columns(from_type, to_type, along, rows, from + i * rows->item_stride, to + i * column);
+        if (i < n) /* never past the end of a row: its last two elements again */
+            two_columns(from_type, to_type, along, rows, from + (n - 2) * rows->item_stride, to + (n - 2) * column);
+    }
+}
+
 /* The elements [start, start + n) of rows [first, first + count) as doubles or floats, in groups of eight rows: their
  * first elements, then their second ones, and so on. The last group repeats its last row to be whole. */
 static FKL_NOINLINE void pack_columns(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t count, ptrdiff_t start,
                                       ptrdiff_t n, enum fkl_type to_type, char *to)
 {
     const enum fkl_type type = (enum fkl_type)rows->type;
-    const ptrdiff_t size = type_size(type), to_size = type_size(to_type);
+    const ptrdiff_t size = type_size(type), to_size = type_size(to_type), groups = count / LANES;
     const int plain = n > 1 && !rows->swapped && (type == FKL_F64 || type == FKL_F32);
     const int along = plain && rows->item_stride == size, across = plain && rows->row_stride == size;
     const char *from = rows->data + first * rows->row_stride + start * rows->item_stride;
+    ptrdiff_t done = along || across ? groups * LANES : 0;
 
-    for (; count > 0; count -= LANES, from += LANES * rows->row_stride, to += LANES * n * to_size) {
-        if (count < LANES || !(along || across)) {
-            for (int i = 0; i < LANES; i++)
-                for (ptrdiff_t j = 0; j < n; j++)
-                    convert(type, rows->swapped, from + (i < count ? i : count - 1) * rows->row_stride +
-                            j * rows->item_stride, 0, 1, to_type, to + (j * LANES + i) * to_size);
-            continue;
-        }
-        ask_for_eight_rows(rows, from, n, along);
-        if (type == FKL_F64) {
-            if (along)
-                eight_rows(FKL_F64, FKL_F64, 1, rows, from, n, to);
-            else
-                eight_rows(FKL_F64, FKL_F64, 0, rows, from, n, to);
-        } else if (to_type == FKL_F64) {
-            if (along)
-                eight_rows(FKL_F32, FKL_F64, 1, rows, from, n, to);
-            else
-                eight_rows(FKL_F32, FKL_F64, 0, rows, from, n, to);
-        } else {
-            if (along)
-                eight_rows(FKL_F32, FKL_F32, 1, rows, from, n, to);
-            else
-                eight_rows(FKL_F32, FKL_F32, 0, rows, from, n, to);
-        }
+    if (done > 0) {
+#define FKL_CASE(FROM, TO)                                                                                             \
+    if (type == FROM && to_type == TO) {                                                                               \
+        if (along)                                                                                                     \
+            whole_groups(FROM, TO, 1, rows, from, groups, n, to);                                                      \
+        else                                                                                                           \
+            whole_groups(FROM, TO, 0, rows, from, groups, n, to);                                                      \
     }
+        FKL_CASE(FKL_F64, FKL_F64)
+        FKL_CASE(FKL_F32, FKL_F64)
+        FKL_CASE(FKL_F32, FKL_F32)
+#undef FKL_CASE
+    }
+    for (; done < count; done += LANES)
+        for (int i = 0; i < LANES; i++) {
+            const ptrdiff_t row = done + i < count ? done + i : count - 1;
+            for (ptrdiff_t j = 0; j < n; j++)
+                convert(type, rows->swapped, from + row * rows->row_stride + j * rows->item_stride, 0, 1, to_type,
+                        to + (done * n + j * LANES + i) * to_size);
+        }
 }
