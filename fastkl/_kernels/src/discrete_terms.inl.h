@@ -56,7 +56,7 @@ FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
 FKL_INLINE int pass_scales(const enum pass pass)
 {
     return !(pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
-             pass == PASS_SUPPORT || pass == PASS_CROSS);
+             pass == PASS_DIFFERENCE || pass == PASS_SUPPORT || pass == PASS_CROSS);
 }
 
 /* c q to twice the precision: the nearest double, and in *low what its rounding has lost. */
@@ -95,7 +95,7 @@ FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
 FKL_INLINE int pass_wants_positive(const enum pass pass)
 {
     return pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
-           pass == PASS_JS_HALF;
+           pass == PASS_KL_PAIR || pass == PASS_JS_HALF;
 }
 
 /* That branch. *special collects the bits of every element below SMALLEST but for 0: a row in which any is set (tiny or
@@ -104,10 +104,13 @@ FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term,
 {
     const vd zero = vd_set(0.0), one = vd_set(1.0), smallest = vd_set(SMALLEST);
     md no_p, no_q;
-    if (pass == PASS_JS_HALF) {
+    if (pass == PASS_JS_HALF || pass == PASS_KL_PAIR) { /* the pass for the sums has judged the elements */
         no_p = vd_eq(*p, zero), no_q = vd_eq(*q, zero);
-        *low = vd_select(no_p, zero, *low);
-        *term += vd_select(md_or(no_p, no_q), (*p + *q) * vd_set(FKL_LN2), zero); /* phi(x, x/2) + phi(0, x/2) */
+        *low = vd_select(md_or(no_p, no_q), zero, *low);
+        if (pass == PASS_JS_HALF)
+            *term += vd_select(md_or(no_p, no_q), (*p + *q) * vd_set(FKL_LN2), zero); /* phi(x, x/2) + phi(0, x/2) */
+        else
+            *term += vd_select(no_p, *q, vd_select(no_q, vd_infinity(), zero));
     } else {
         no_p = vd_lt(*p, smallest), no_q = vd_lt(*q, smallest);
         /* Twice the bits: the sign falls off, and -0.0 is a 0 like the other. */
@@ -123,7 +126,10 @@ FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term,
 
 /* The passes whose terms are begun and ended apart, and a vector of such terms in between: that of JS is a sum of two
  * (see BEGIN_EARLY). */
-FKL_INLINE int pass_begins(const enum pass pass) { return pass == PASS_KL || pass == PASS_JS_HALF; }
+FKL_INLINE int pass_begins(const enum pass pass)
+{
+    return pass == PASS_KL || pass == PASS_KL_PAIR || pass == PASS_JS_HALF;
+}
 
 struct begun {
     struct vd_begun first, second;
@@ -131,7 +137,10 @@ struct begun {
 
 FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
 {
-    struct begun x = {vd_begin_phi(p, q), {vd_set(0.0), vd_set(0.0), vd_set(0.0), vd_set(0.0)}};
+    const vd zero = vd_set(0.0);
+    struct begun x = {vd_begin_phi(p, q), {zero, zero, zero, zero}};
+    if (pass == PASS_KL_PAIR)
+        x.first = vd_begin_phi_pair(p, q, low);
     if (pass == PASS_JS_HALF) {
         /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
          * finish() vouches only for results that are large against that. */
@@ -201,15 +210,13 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
 
     vd p1 = vd_select(none, vd_set(1.0), p), q1 = vd_select(none, vd_set(1.0), q);
     vd low1 = vd_select(none, zero, low);
-    if (pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE) {
-        vd term = vd_phi_pair(p1, q1, low1);
-        acc[0] += vd_select(none, vd_select(no_p, q, vd_infinity()), term);
-        if (pass == PASS_DIFFERENCE) { /* p - q = n + error exactly, and TwoSum keeps what the sum of n loses */
-            vd difference, error, lost;
-            vd_two_sum(p, -q, &difference, &error);
-            vd_two_sum(acc[1], difference, &acc[1], &lost);
-            acc[2] += error + lost;
-        }
+    if (pass == PASS_DIFFERENCE) {
+        acc[0] += vd_select(none, vd_select(no_p, q, vd_infinity()), vd_phi(p1, q1));
+        /* p - q = difference + error exactly, and TwoSum keeps what the sum of differences loses. */
+        vd difference, error, lost;
+        vd_two_sum(p, -q, &difference, &error);
+        vd_two_sum(acc[1], difference, &acc[1], &lost);
+        acc[2] += error + lost;
         return;
     }
     vd log_ratio = vd_log_ratio(p1, q1, low1);

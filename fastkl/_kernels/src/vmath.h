@@ -108,6 +108,9 @@ FKL_INLINE vd vd_power_near(vd k)
     return vd_select(one, vd_set(2.0), vd_select(minus, vd_set(0.5), w));
 }
 
+/* 2^k for |k| <= 1022, from normal q and q2 = q 2^k. */
+FKL_INLINE vd vd_power(vd q, vd q2) { return vi_double((vd_bits(q2) - vd_bits(q)) + vi_set(UINT64_C(1023) << 52)); }
+
 /* w p + v (q + q_low) as the nearest double and, in *low, what its rounding has lost. */
 FKL_INLINE vd vd_mean(vd w, vd p, vd v, vd q, vd q_low, vd *low)
 {
@@ -130,16 +133,17 @@ FKL_INLINE vd vd_phi_near(vd p, vd p_low, vd q, vd q_low, vd n0)
     return vd_end((struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, p_low, k, q - q2) + (q_low - q_low2)});
 }
 
-/* phi(p, q + low) for an unevaluated sum with |low| <= ulp(q)/2; the error of vd_phi, of the exact value for the
- * pair. */
-FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low)
+/* phi(p, q + low) for an unevaluated sum with |low| <= ulp(q)/2 and p/q in [2^-1000, 2^1000]; the error of vd_phi, of
+ * the exact value for the pair. */
+FKL_INLINE struct vd_begun vd_begin_phi_pair(vd p, vd q, vd low)
 {
     vd q2, k = vd_octaves(p, q, &q2);
-    vd low2 = low * vd_power_near(k);
+    vd low2 = low * vd_power(q, q2);
     vd n = (p - q2) - low2;
     /* q - q2 is exact, and the small difference that vd_far() is has room for what low makes of it. */
-    return vd_end((struct vd_begun){n / (p + q2), p, n, vd_far(p, k, q - q2) + (low - low2)});
+    return (struct vd_begun){n / (p + q2), p, n, vd_far(p, k, q - q2) + (low - low2)};
 }
+FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low) { return vd_end(vd_begin_phi_pair(p, q, low)); }
 
 /* log(p / (q + low)) for p >= 2^-1021 and normal q; 3 ulp. */
 FKL_INLINE vd vd_log_ratio(vd p, vd q, vd low)
