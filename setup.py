@@ -74,7 +74,7 @@ class BuildExtensions(build_ext):
     def compile_levels(self, levels, flags):
         """The objects of all levels, of the code for rare rows, and of the table of what there is."""
         units = [(name, f"level_{name}.c", extra, []) for name, extra in levels.items()]
-        units.append(("common", "careful.c", [], []))
+        units += [("common", name, [], []) for name in ("careful.c", "careful_gaussian.c")]
         units.append(("common", "cpu.c", [], [(f"FASTKL_HAVE_{name.upper()}", None) for name in levels]))
         newest_header = max(path.stat().st_mtime for path in [Path(__file__), *SOURCE.glob("*.h")])
 
@@ -132,7 +132,7 @@ def extension(name):
 if __name__ == "__main__":  # so that the tests can import the flags
     setup(
         ext_modules=cythonize(
-            [extension("_engine"), extension("_discrete")],
+            [extension("_engine"), extension("_batch")],
             build_dir="build/cython",
             compiler_directives={"language_level": 3},
         ),

@@ -1,4 +1,4 @@
-"""Divergences between discrete distributions: right on every input, at the speed of memory."""
+"""Divergences between distributions: right on every input, at the speed of memory."""
 
 from fastkl._runtime import get_num_threads, set_simd_level, show_config, simd_level
 from fastkl.discrete import (
@@ -14,12 +14,14 @@ from fastkl.discrete import (
     total_variation,
     wasserstein_distance,
 )
+from fastkl.gaussian import gaussian_kl, reparameterize
 
 __version__ = "0.1.0"
 
 __all__ = [
     "cross_entropy",
     "entropy",
+    "gaussian_kl",
     "get_num_threads",
     "hellinger_distance",
     "jeffreys_divergence",
@@ -27,6 +29,7 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "renyi_divergence",
+    "reparameterize",
     "score",
     "set_simd_level",
     "show_config",

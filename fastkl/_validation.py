@@ -1,6 +1,6 @@
 """The checks: the one place that knows shapes, dtypes, axes, ``out`` and errors.
 
-A public function takes its operands through :func:`row_pairs` and its other options through the function of the same
+A public function takes its operands through :func:`row_pairs` or :func:`gaussian_rows` and its other options through the function of the same
 name here, asks :func:`target_for` where to write, computes, and returns what :func:`deliver` gives. Nothing compiled is
 imported, so that the compiled functions and their NumPy twins in :mod:`fastkl.reference` share every rule and message.
 """
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, NDArray
 
     Array: TypeAlias = NDArray[Any]
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     #: union would make every caller test for the case it knows it is not in.
     Result: TypeAlias = NDArray[np.floating[Any]] | Any
     Shape: TypeAlias = tuple[int, ...]
+    #: Of a row in float64 and the name of its operand: what is wrong with it, empty if nothing is.
+    Fault: TypeAlias = Callable[[NDArray[np.float64], str], str]
 
 #: The names that ``score`` knows.
 METRICS = (
@@ -51,35 +55,43 @@ _FLOAT32_WITH_BFLOAT16 = ("float16", "float32", "int8", "uint8", "bool")
 
 
 class Types(NamedTuple):
-    """The types of two operands by name, and what follows from them."""
+    """The types of the operands by name, and what follows from them."""
 
-    p: str
-    q: str
+    operands: tuple[str, ...]
     row: str  # in which rows are held: float64, float32, float16 or bfloat16
     result: np.dtype[Any]
 
 
-class RowPairs:
-    """Two operands that have passed every check, to be compared row by row.
+class Rows:
+    """Operands that have passed every check, to be taken row by row.
 
     ``batch_shape`` is their broadcast shape without the reduced axis; ``axis`` is negative, counted from the end, so
-    that it fits both operands whatever their number of axes; ``length`` is that of a row. A bfloat16 operand is held as
-    uint16 bit patterns, whatever it came as: :func:`decoded` gives its values.
+    that it fits all operands whatever their number of axes, or None for rows of one element, along no axis; ``length``
+    is that of a row. ``names`` are those of the operands in messages. A bfloat16 operand is held as uint16 bit
+    patterns, whatever it came as: :func:`decoded` gives its values.
     """
 
     # Not a NamedTuple, which takes twice as long to make.
-    __slots__ = ("axis", "batch_shape", "length", "p", "q", "types")
+    __slots__ = ("axis", "batch_shape", "length", "names", "operands", "types")
 
-    def __init__(self, p: Array, q: Array, types: Types, axis: int, length: int, batch_shape: Shape) -> None:
-        self.p = p
-        self.q = q
+    def __init__(
+        self,
+        operands: tuple[Array, ...],
+        names: tuple[str, ...],
+        types: Types,
+        axis: int | None,
+        length: int,
+        batch_shape: Shape,
+    ) -> None:
+        self.operands = operands
+        self.names = names
         self.types = types
         self.axis = axis
         self.length = length
         self.batch_shape = batch_shape
 
 
-def row_pairs(p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None) -> RowPairs:
+def row_pairs(p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None) -> Rows:
     """Check two operands against each other; for a function of one operand, pass it twice."""
     # Most calls pass two plain arrays that match, and this keeps a small one of them well below a microsecond. What
     # does not fit, right or wrong, takes the road below.
@@ -87,17 +99,12 @@ def row_pairs(p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None
         shape = p.shape
         types = _MATCHING.get(p.dtype)
         if types is not None and q.dtype is p.dtype and q.shape == shape and shape and shape[-1]:
-            return RowPairs(p, q, types, -1, shape[-1], shape[:-1])
+            return Rows((p, q), _PAIR, types, -1, shape[-1], shape[:-1])
 
-    if dtype is not None and dtype != "bfloat16":
-        raise ValueError(f"dtype must be None or 'bfloat16', got {dtype!r}")
+    _dtype(dtype)
     p_array, p_type = _numbers(p, "p", dtype)
     q_array, q_type = (p_array, p_type) if q is p else _numbers(q, "q", dtype)
-    if dtype == "bfloat16" and "bfloat16" not in (p_type, q_type):
-        raise TypeError(
-            "dtype='bfloat16' says that uint16 operands hold bfloat16 bit patterns, but the operands are "
-            f"{p_type} and {q_type}; pass uint16 arrays, or leave dtype out"
-        )
+    _some_bfloat16(dtype, (p_type, q_type))
 
     shapes = f"p has shape {p_array.shape}"
     if q is not p:
@@ -117,23 +124,68 @@ def row_pairs(p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None
     except ValueError:
         raise ValueError(f"shapes do not broadcast outside axis {axis}: {shapes}") from None
 
-    return RowPairs(p_array, q_array, _types(p_type, q_type), negative_axis, length, batch_shape)
+    return Rows((p_array, q_array), _PAIR, _types((p_type, q_type)), negative_axis, length, batch_shape)
+
+
+def gaussian_rows(
+    operands: tuple[ArrayLike, ...], names: tuple[str, ...], axis: SupportsIndex | None, dtype: str | None
+) -> Rows:
+    """Check the means and scales of diagonal Gaussians against each other.
+
+    They broadcast; but along ``axis``, only a scalar is stretched. A Python number takes the type of the others, as in
+    NumPy.
+    """
+    _dtype(dtype)
+    numbers = [_numbers(operand, name, dtype) for operand, name in zip(operands, names, strict=True)]
+    strong = tuple(x[1] for x, operand in zip(numbers, operands, strict=True) if type(operand) not in (int, float))
+    if len(strong) < len(operands) and strong and _types(strong).result == _FLOAT32:
+        for i, operand in enumerate(operands):
+            if type(operand) in (int, float):
+                numbers[i] = np.float32(operand)[...], "float32"
+    arrays = tuple(array for array, _ in numbers)
+    types = tuple(type_name for _, type_name in numbers)
+    _some_bfloat16(dtype, types)
+    shapes = ", ".join(f"{name} has shape {array.shape}" for name, array in zip(names, arrays, strict=True))
+    if axis is None:
+        try:
+            batch_shape = np.broadcast_shapes(*(array.shape for array in arrays))
+        except ValueError:
+            raise ValueError(f"shapes do not broadcast: {shapes}") from None
+        return Rows(arrays, names, _types(types), None, 1, batch_shape)
+
+    ndim = max(array.ndim for array in arrays)
+    if ndim == 0:
+        raise ValueError(f"scalars have no axis to reduce, pass axis=None: {shapes}")
+    negative_axis = _negative_axis(axis, ndim, shapes)
+    lengths = {_length(array.shape, negative_axis) for array in arrays if array.ndim}
+    if len(lengths) > 1:
+        raise ValueError(f"rows must be equally long along axis {axis}: {shapes}")
+    (length,) = lengths
+    if length == 0:
+        raise ValueError(f"rows along axis {axis} must not be empty: {shapes}")
+    try:
+        batch_shape = np.broadcast_shapes(*(_batch_shape(array.shape, negative_axis) for array in arrays))
+    except ValueError:
+        raise ValueError(f"shapes do not broadcast outside axis {axis}: {shapes}") from None
+    return Rows(arrays, names, _types(types), negative_axis, length, batch_shape)
 
 
 def decoded(array: Array, type_name: str) -> Array:
-    """The numbers in an operand of :class:`RowPairs`: bfloat16 bit patterns as float32, all else as it is."""
+    """The numbers in an operand of :class:`Rows`: bfloat16 bit patterns as float32, all else as it is."""
     if type_name == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array
 
 
-def rows_last(rows: RowPairs, operand: Array) -> Array:
-    """A view of an operand of :class:`RowPairs` with its rows along the last axis; the others still broadcast."""
+def rows_last(rows: Rows, operand: Array) -> Array:
+    """A view of an operand of :class:`Rows` with its rows along the last axis; the others still broadcast."""
+    if rows.axis is None:
+        return operand[..., np.newaxis]
     padded = operand.reshape((1,) * (-rows.axis - operand.ndim) + operand.shape)
     return np.moveaxis(padded, rows.axis, -1)
 
 
-def target_for(rows: RowPairs, keepdims: bool, out: Array | None) -> tuple[Array, Array | None]:
+def target_for(rows: Rows, keepdims: bool, out: Array | None) -> tuple[Array, Array | None]:
     """Check ``out``; where to write the results, in the batch shape, and where to copy them from there, if anywhere."""
     if out is None:
         return np.empty(rows.batch_shape, rows.types.result), None
@@ -141,7 +193,7 @@ def target_for(rows: RowPairs, keepdims: bool, out: Array | None) -> tuple[Array
     if not isinstance(out, np.ndarray) or _comes_from(out, "numpy.ma"):
         raise TypeError(f"out must be a numpy.ndarray, got {_type_of(out)}")
     shape = rows.batch_shape
-    if keepdims:
+    if keepdims and rows.axis is not None:
         at = len(shape) + 1 + rows.axis
         shape = (*shape[:at], 1, *shape[at:])
     if out.shape != shape or out.dtype != rows.types.result:
@@ -152,35 +204,35 @@ def target_for(rows: RowPairs, keepdims: bool, out: Array | None) -> tuple[Array
     if not out.flags.writeable:
         raise ValueError(f"out, of shape {out.shape}, is read-only")
     view = np.asarray(out)
-    if keepdims:
+    if keepdims and rows.axis is not None:
         view = view.squeeze(rows.axis)
     # By the bounds of memory alone: columns of one table pass for overlapping, at the cost of copying the results.
-    overlaps = np.may_share_memory(view, rows.p) or np.may_share_memory(view, rows.q)
+    overlaps = any(np.may_share_memory(view, operand) for operand in rows.operands)
     if overlaps or not view.flags.aligned:
         return np.empty(rows.batch_shape, rows.types.result), view
     return view, None
 
 
 def deliver(
-    rows: RowPairs,
+    rows: Rows,
     target: Array,
     copy_to: Array | None,
-    normalize: bool,
+    fault: Fault,
     keepdims: bool,
     out: Array | None,
     invalid: str,
 ) -> Result:
     """What the caller gets once the target is filled; ValueError for NaN in it with ``invalid="raise"``.
 
-    ``out`` holds the results by then, so that whoever catches the error still has those of the good rows.
+    ``fault`` tells what is wrong with a row. ``out`` holds the results by then, so that whoever catches the error still has those of the good rows.
     """
     if copy_to is not None:
         copy_to[...] = target
     if invalid == "raise":
-        _raise_for_nan(rows, target, normalize)
+        _raise_for_nan(rows, target, fault)
     if out is not None:
         return out
-    if keepdims:
+    if keepdims and rows.axis is not None:
         return np.expand_dims(target, rows.axis)
     return target if rows.batch_shape else target[()]
 
@@ -259,6 +311,26 @@ def bin_positions(positions: ArrayLike | None, length: int) -> NDArray[np.float6
     return copied
 
 
+def gaussian_scale(scale: str) -> str:
+    """Check what the scales of Gaussians are."""
+    if scale not in ("var", "std", "logvar"):
+        raise ValueError(f"scale must be 'var', 'std' or 'logvar', got {scale!r}")
+    return scale
+
+
+def gaussian_operands(
+    mean_p: ArrayLike, scale_p: ArrayLike, mean_q: ArrayLike | None, scale_q: ArrayLike | None
+) -> tuple[tuple[ArrayLike, ...], tuple[str, ...]]:
+    """Those of two Gaussians that are given, and their names; q may be left out."""
+    names = ("mean_p", "scale_p", "mean_q", "scale_q")
+    if mean_q is None and scale_q is None:
+        return (mean_p, scale_p), names[:2]
+    if mean_q is None or scale_q is None:
+        missing, other = ("mean_q", "scale_q") if mean_q is None else ("scale_q", "mean_q")
+        raise ValueError(f"{other} without {missing}: pass both, or neither for N(0, I)")
+    return (mean_p, scale_p, mean_q, scale_q), names
+
+
 def metric_names(metrics: Iterable[str], alpha: float | None) -> tuple[str, ...]:
     """Check the names of the metrics to score; each of them once, in the order given."""
     if isinstance(metrics, str):
@@ -298,22 +370,37 @@ def _numbers(operand: ArrayLike, name: str, dtype: str | None) -> tuple[Array, s
     raise TypeError(f"{name} has dtype {array.dtype}; {advice}")
 
 
-def _types(p_type: str, q_type: str) -> Types:
-    """The type of the rows and of the result for two types of operands."""
+def _types(types: tuple[str, ...]) -> Types:
+    """The type of the rows and of the result for the types of the operands."""
     row_type = "float64"
-    if p_type == q_type and p_type not in _INTEGER_TYPES:
-        row_type = p_type
-    elif "bfloat16" in (p_type, q_type):
+    others = set(types) - {"bfloat16"}
+    if len(set(types)) == 1 and types[0] not in _INTEGER_TYPES:
+        row_type = types[0]
+    elif "bfloat16" in types:
         # NumPy knows no bfloat16: its promotion is written down here.
-        other = q_type if p_type == "bfloat16" else p_type
-        if other in _FLOAT32_WITH_BFLOAT16:
+        if others.issubset(_FLOAT32_WITH_BFLOAT16):
             row_type = "float32"
-    elif np.result_type(p_type, q_type) in ("float32", "float16"):
+    elif np.result_type(*types) in ("float32", "float16"):
         row_type = "float32"
-    return Types(p_type, q_type, row_type, _FLOAT64 if row_type == "float64" else _FLOAT32)
+    return Types(types, row_type, _FLOAT64 if row_type == "float64" else _FLOAT32)
 
 
-_MATCHING = {dtype: _types(name, name) for dtype, name in _TYPE_NAMES.items()}
+_PAIR = ("p", "q")
+_MATCHING = {dtype: _types((name, name)) for dtype, name in _TYPE_NAMES.items()}
+
+
+def _dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype != "bfloat16":
+        raise ValueError(f"dtype must be None or 'bfloat16', got {dtype!r}")
+
+
+def _some_bfloat16(dtype: str | None, types: tuple[str, ...]) -> None:
+    if dtype == "bfloat16" and "bfloat16" not in types:
+        listed = f"{', '.join(types[:-1])} and {types[-1]}"
+        raise TypeError(
+            "dtype='bfloat16' says that uint16 operands hold bfloat16 bit patterns, but the operands are "
+            f"{listed}; pass uint16 arrays, or leave dtype out"
+        )
 
 
 def _negative_axis(axis: SupportsIndex, ndim: int, shapes: str) -> int:
@@ -338,7 +425,41 @@ def _batch_shape(shape: Shape, negative_axis: int) -> Shape:
     return shape[:at] + shape[at + 1 :] if at >= 0 else shape
 
 
-def _raise_for_nan(rows: RowPairs, result: Array, normalize: bool) -> None:
+def weights_fault(normalize: bool) -> Fault:
+    """What makes a row of weights invalid."""
+
+    def fault(row: NDArray[np.float64], name: str) -> str:
+        found = _first(row, name, ("NaN", np.isnan(row)), ("negative value", row < 0), ("infinite value", np.isinf(row)))
+        return found or (f"sum is zero in {name}" if normalize and not row.any() else "")
+
+    return fault
+
+
+def gaussian_fault(scale: str) -> Fault:
+    """What makes a row of means, or of scales, invalid."""
+
+    def fault(row: NDArray[np.float64], name: str) -> str:
+        nan, infinite = ("NaN", np.isnan(row)), ("infinite value", np.isinf(row))
+        if name.startswith("mean"):
+            return _first(row, name, nan, infinite)
+        if scale == "logvar":
+            no_width = row == -np.inf if name == "scale_q" else np.zeros(row.shape, bool)
+            return _first(row, name, nan, ("infinite value", row == np.inf), ("zero variance", no_width))
+        found = _first(row, name, nan, ("negative value", row < 0), infinite)
+        return found or (_first(row, name, ("zero", row == 0)) if name == "scale_q" else "")
+
+    return fault
+
+
+def _first(row: NDArray[np.float64], name: str, *faults: tuple[str, NDArray[np.bool_]]) -> str:
+    """Where the first of some faults is that a row has; empty if it has none."""
+    for what, wrong in faults:
+        if wrong.any():
+            return f"{what} in {name} at position {int(wrong.argmax())}"
+    return ""
+
+
+def _raise_for_nan(rows: Rows, result: Array, fault: Fault) -> None:
     """Raise ValueError if a result is NaN: how many rows are bad, which is the first, what is wrong with it."""
     n_bad = n_seen = first = 0
     # Piece by piece, as a mask of the whole would take memory in proportion to the batch.
@@ -354,27 +475,18 @@ def _raise_for_nan(rows: RowPairs, result: Array, normalize: bool) -> None:
         return
 
     index = tuple(int(i) for i in np.unravel_index(first, rows.batch_shape)) if rows.batch_shape else ()
-    faults = [_fault(rows, rows.p, rows.types.p, "p", index, normalize)]
-    if rows.q is not rows.p:
-        faults.append(_fault(rows, rows.q, rows.types.q, "q", index, normalize))
+    faults = []
+    for i, (operand, type_name, name) in enumerate(zip(rows.operands, rows.types.operands, rows.names, strict=True)):
+        if any(operand is other for other in rows.operands[:i]):
+            continue
+        every_row = np.broadcast_to(rows_last(rows, operand), (*rows.batch_shape, rows.length))
+        faults.append(fault(decoded(every_row[index], type_name).astype(np.float64), name))
     # Finite values near the largest float can add up to infinity, with nothing wrong in any of them.
-    cause = "; ".join(fault for fault in faults if fault) or "its sums overflow"
+    cause = "; ".join(found for found in faults if found) or "its sums overflow"
     if rows.batch_shape == ():
         raise ValueError(f"the row is invalid: {cause}")
     where = index[0] if len(index) == 1 else index
     raise ValueError(f"{n_bad} of {n_seen} rows are invalid, the first at index {where}: {cause}")
-
-
-def _fault(rows: RowPairs, operand: Array, type_name: str, name: str, index: Shape, normalize: bool) -> str:
-    """What is wrong with an operand's row at an index into the batch; empty if nothing is."""
-    every_row = np.broadcast_to(rows_last(rows, operand), (*rows.batch_shape, rows.length))
-    row = decoded(every_row[index], type_name).astype(np.float64)
-    for what, wrong in (("NaN", np.isnan(row)), ("negative value", row < 0), ("infinite value", np.isinf(row))):
-        if wrong.any():
-            return f"{what} in {name} at position {int(wrong.argmax())}"
-    if normalize and not row.any():
-        return f"sum is zero in {name}"
-    return ""
 
 
 def _comes_from(value: object, package: str) -> bool:

@@ -43,7 +43,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from fastkl._kernels._discrete import OPS, TYPES, reduce
+from fastkl._kernels._batch import FAMILIES, OPS, TYPES, reduce
 from fastkl._runtime import threads_for
 from fastkl._validation import (
     bin_positions,
@@ -56,6 +56,7 @@ from fastkl._validation import (
     row_pairs,
     target_for,
     thread_bound,
+    weights_fault,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-    from fastkl._validation import Array, Result, RowPairs
+    from fastkl._validation import Array, Result, Rows
 
 __all__ = [
     "cross_entropy",
@@ -687,12 +688,13 @@ def score(
         _fill(outs, operations, rows, normalize, bound, unit, mixture_weight, at)
     if order is not None and "renyi" in targets:
         _fill((targets["renyi"],), (OPS["renyi"],), rows, normalize, bound, unit, order, None)
-    return {name: deliver(rows, target, None, normalize, keepdims, None, invalid) for name, target in targets.items()}
+    fault = weights_fault(normalize)
+    return {name: deliver(rows, target, None, fault, keepdims, None, invalid) for name, target in targets.items()}
 
 
 def _reduce(
     name: str,
-    rows: RowPairs,
+    rows: Rows,
     normalize: bool,
     keepdims: bool,
     out: Array | None,
@@ -707,13 +709,13 @@ def _reduce(
     invalid_choice(invalid)
     target, copy_to = target_for(rows, keepdims, out)
     _fill((target,), (OPS[name],), rows, normalize, bound, unit, parameter, positions)
-    return deliver(rows, target, copy_to, normalize, keepdims, out, invalid)
+    return deliver(rows, target, copy_to, weights_fault(normalize), keepdims, out, invalid)
 
 
 def _fill(
     targets: tuple[Array, ...],
     operations: tuple[int, ...],
-    rows: RowPairs,
+    rows: Rows,
     normalize: bool,
     n_threads: int | None,
     unit: float,
@@ -722,18 +724,22 @@ def _fill(
 ) -> None:
     """Run the kernels over all pairs of rows, one operation for each target, in nats divided by ``unit``."""
     types = rows.types
+    p_type, q_type = types.operands
     reduce(
+        _DISCRETE,
         operations,
-        rows.p,
-        TYPES[types.p],
-        rows.q,
-        TYPES[types.q],
+        rows.operands,
+        (TYPES[p_type], TYPES[q_type]),
         TYPES[types.row],
         rows.axis,
+        rows.length,
         targets,
+        threads_for(n_threads, targets[0].size * rows.length),
         normalize,
         unit,
         parameter,
         positions,
-        threads_for(n_threads, targets[0].size * rows.length),
     )
+
+
+_DISCRETE = FAMILIES["discrete"]

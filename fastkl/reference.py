@@ -1,6 +1,6 @@
-"""The discrete family in plain NumPy, written to be read: what each function of :mod:`fastkl.discrete` computes.
+"""The functions in plain NumPy, written to be read: what each of :mod:`fastkl.discrete` and its sisters computes.
 
-Names, signatures, options, errors and corner cases are those of :mod:`fastkl.discrete`, whose docstrings describe them;
+Names, signatures, options, errors and corner cases are those of the compiled functions, whose docstrings describe them;
 here each docstring is the formula. Rows are held in float64, and every formula allocates arrays of the size of its
 operands: this is the definition and the baseline, not the way to score a million pairs.
 """
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from fastkl._validation import Array, Result, RowPairs
+    from fastkl._validation import Array, Result, Rows
 
 __all__ = [
     "cross_entropy",
     "entropy",
+    "gaussian_kl",
     "hellinger_distance",
     "jeffreys_divergence",
     "js_distance",
     "js_divergence",
     "kl_divergence",
     "renyi_divergence",
+    "reparameterize",
     "score",
     "total_variation",
     "wasserstein_distance",
@@ -259,11 +261,12 @@ def score(
     }
     a, b = _operands(rows)
     operands = {"reverse_kl": (b, a), "entropy": (a, a)}
+    fault = validation.weights_fault(normalize)
     result = {}
     for name in names:
         target, _ = validation.target_for(rows, keepdims, None)
         _fill(target, formulas[name], *operands.get(name, (a, b)), normalize)
-        result[name] = validation.deliver(rows, target, None, normalize, keepdims, None, invalid)
+        result[name] = validation.deliver(rows, target, None, fault, keepdims, None, invalid)
     return result
 
 
@@ -397,6 +400,68 @@ def _deviance(p: Array, q: Array, log_p: Array, log_q: Array, difference: Array)
 # From the operands to pairs of rows, and back
 
 
+def gaussian_kl(
+    mean_p: ArrayLike,
+    scale_p: ArrayLike,
+    mean_q: ArrayLike | None = None,
+    scale_q: ArrayLike | None = None,
+    *,
+    scale: Literal["var", "std", "logvar"] = "var",
+    axis: SupportsIndex | None = -1,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """½ Σ [(μp − μq)²/vq + r − 1 − log r] with r = vp/vq; q is N(0, I) if left out."""
+    validation.gaussian_scale(scale)
+    operands, names = validation.gaussian_operands(mean_p, scale_p, mean_q, scale_q)
+    rows = validation.gaussian_rows(operands, names, axis, dtype)
+    validation.thread_bound(n_threads)
+    validation.invalid_choice(invalid)
+    target, copy_to = validation.target_for(rows, keepdims, out)
+    m, s, *prior = (_last_axis(rows, x, name) for x, name in zip(rows.operands, rows.types.operands, strict=True))
+    mq, sq = prior or (np.float64(0), np.float64(0 if scale == "logvar" else 1))
+    with np.errstate(all="ignore"):
+        if scale == "logvar":
+            apart = ((m - mq) * np.exp(-sq / 2)) ** 2
+            ratio_part = np.expm1(s - sq) - (s - sq)
+        else:
+            power = 1 if scale == "var" else 2
+            apart = (m - mq) ** 2 / sq**power
+            change = (s - sq) / sq  # r = (1 + change)^power
+            log_ratio = np.where(np.abs(change) < 0.5, np.log1p(change), np.log(s) - np.log(sq))
+            ratio_part = change + (power - 1) * (change + change**2) - power * log_ratio
+        no_width = -np.inf if scale == "logvar" else 0
+        valid = np.isfinite(m) & np.isfinite(mq) & (s >= no_width) & (s < np.inf) & (sq > no_width) & (sq < np.inf)
+        terms = np.where(valid, np.where(s == no_width, np.inf, apart + ratio_part), np.nan)
+        target[...] = 0.5 * np.sum(terms, -1)
+    return validation.deliver(rows, target, copy_to, validation.gaussian_fault(scale), keepdims, out, invalid)
+
+
+def reparameterize(
+    mean: ArrayLike,
+    scale: ArrayLike,
+    *,
+    scale_kind: Literal["var", "std", "logvar"] = "logvar",
+    rng: np.random.Generator | int | None = None,
+) -> Result:
+    """μ + σ ε, with ε from N(0, 1)."""
+    validation.gaussian_scale(scale_kind)
+    rows = validation.gaussian_rows((mean, scale), ("mean", "scale"), None, None)
+    means, scales = (validation.decoded(x, name) for x, name in zip(rows.operands, rows.types.operands, strict=True))
+    result = rows.types.result
+    with np.errstate(all="ignore"):
+        deviation = scales.astype(result)
+        if scale_kind != "std":
+            deviation = np.sqrt(deviation) if scale_kind == "var" else np.exp(deviation / 2)
+        valid = np.isfinite(means) & (deviation >= 0) & (deviation < np.inf)
+        noise = np.random.default_rng(rng).standard_normal(rows.batch_shape, result)
+        sample = np.where(valid, means + deviation * noise, np.nan).astype(result)
+    return sample if rows.batch_shape else sample[()]
+
+
 def _reduce(
     formula: Callable[[_Pair], Array],
     p: ArrayLike,
@@ -414,7 +479,7 @@ def _reduce(
     validation.invalid_choice(invalid)
     target, copy_to = validation.target_for(rows, keepdims, out)
     _fill(target, formula, *_operands(rows), normalize)
-    return validation.deliver(rows, target, copy_to, normalize, keepdims, out, invalid)
+    return validation.deliver(rows, target, copy_to, validation.weights_fault(normalize), keepdims, out, invalid)
 
 
 def _fill(target: Array, formula: Callable[[_Pair], Array], p: Array, q: Array, normalize: bool) -> None:
@@ -423,12 +488,14 @@ def _fill(target: Array, formula: Callable[[_Pair], Array], p: Array, q: Array, 
         target[...] = np.where(_valid(p, normalize) & _valid(q, normalize), values, np.nan)
 
 
-def _operands(rows: RowPairs) -> tuple[Array, Array]:
-    p = _last_axis(rows, rows.p, rows.types.p)
-    return p, p if rows.q is rows.p else _last_axis(rows, rows.q, rows.types.q)
+def _operands(rows: Rows) -> tuple[Array, Array]:
+    p, q = rows.operands
+    p_type, q_type = rows.types.operands
+    p_rows = _last_axis(rows, p, p_type)
+    return p_rows, p_rows if q is p else _last_axis(rows, q, q_type)
 
 
-def _last_axis(rows: RowPairs, operand: Array, type_name: str) -> Array:
+def _last_axis(rows: Rows, operand: Array, type_name: str) -> Array:
     """An operand in float64, its rows along the last axis."""
     decoded = validation.decoded(operand, type_name).astype(np.float64)
     # One layout for both operands, for NumPy adds up a row in an order that depends on it, and equal rows must have

@@ -18,10 +18,10 @@ import sys
 import pytest
 
 import fastkl
-from fastkl._kernels import _discrete, _engine
+from fastkl._kernels import _batch, _engine
 
 ROOT = pathlib.Path(fastkl.__file__).parents[1]
-EXTENSIONS = [_engine.__file__, _discrete.__file__]
+EXTENSIONS = [_engine.__file__, _batch.__file__]
 
 needs_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux", reason="reads x86-64 object code in ELF"
@@ -169,7 +169,7 @@ class TestFlags:
 
     def test_instruction_sets_are_the_levels_own(self, decisions):
         assert not [flag for flag in decisions.C_FLAGS if flag.startswith("-m")]
-        for name in ("_engine", "_discrete"):
+        for name in ("_engine", "_batch"):
             extension = decisions.extension(name)
             assert not [f for f in extension.extra_compile_args + extension.extra_link_args if f.startswith("-m")]
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 
 from fastkl import discrete, reference
-from fastkl._kernels import _discrete
+from fastkl._kernels import _batch
 from fastkl._validation import METRICS
 
 PAIR_FUNCTIONS = [name for name in discrete.__all__ if name not in ("entropy", "score")]
@@ -527,7 +527,7 @@ class TestInvalidRows:
 
 class TestScore:
     def test_the_kernels_know_the_names(self):
-        assert tuple(_discrete.OPS) == METRICS
+        assert tuple(_batch.OPS) == METRICS
 
     def test_names_and_order(self, module):
         names = ("wasserstein", "kl", "renyi", "entropy", "kl")

@@ -14,6 +14,16 @@ cdef extern from "kernels.h" nogil:
     enum: FKL_U32
     enum: FKL_U64
 
+    enum: FKL_MOST_OPERANDS
+
+    enum: FKL_DISCRETE
+    enum: FKL_GAUSSIAN
+
+    enum: FKL_GAUSSIAN_KL
+    enum: FKL_VAR
+    enum: FKL_STD
+    enum: FKL_LOGVAR
+
     enum: FKL_KL
     enum: FKL_REVERSE_KL
     enum: FKL_JEFFREYS
@@ -35,23 +45,24 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct fkl_problem:
         Py_ssize_t length
+        int operands
+        int scale
         int normalize
         double log_base
         double parameter
         const double *positions
 
-    ctypedef void fkl_pair_kernel(int operation, int row_type, const fkl_rows *p, const fkl_rows *q,
-                                  Py_ssize_t n_rows, const fkl_problem *problem, double *result,
-                                  void *scratch) noexcept
+    ctypedef void fkl_kernel(int operation, int row_type, const fkl_rows *operands, Py_ssize_t n_rows,
+                             const fkl_problem *problem, double *result, void *scratch) noexcept
 
     ctypedef struct fkl_level:
         const char *name
-        fkl_pair_kernel *discrete
+        fkl_kernel *kernels[2]
         void (*probe)(int function, Py_ssize_t n, const double *a, const double *b, double *result) noexcept
 
     const fkl_level *const fkl_levels[]
     int fkl_level_usable(const char *name)
-    size_t fkl_scratch_bytes(Py_ssize_t length)
+    size_t fkl_scratch_bytes(int family, Py_ssize_t length)
 
 cdef extern from "threads.h" nogil:
     int fkl_openmp_version()

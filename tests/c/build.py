@@ -22,7 +22,7 @@ def main(family, program, *compiler):
     program.parent.mkdir(parents=True, exist_ok=True)
     levels = setup.LEVELS[family]
     units = {f"level_{name}": (SOURCE / f"level_{name}.c", flags) for name, flags in levels.items()}
-    units["careful"] = (SOURCE / "careful.c", [])
+    units |= {name: (SOURCE / f"{name}.c", []) for name in ("careful", "careful_gaussian")}
     units["cpu"] = (SOURCE / "cpu.c", [f"-DFASTKL_HAVE_{name.upper()}" for name in levels])
     units["harness"] = (ROOT / "tests" / "c" / "harness.c", [])
 

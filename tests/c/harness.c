@@ -514,7 +514,8 @@ static fkl_problem make_problem(const struct batch *b, const struct task *task, 
     /* Bits for half of the cases, nats for the others. */
     const double log_base = (b->n + task->op) % 2 && task->op < FKL_TOTAL_VARIATION ? 0.69314718055994531 : 1.0;
     const double *positions = task->op == FKL_WASSERSTEIN && task->parameter != 0.0 ? b->positions : NULL;
-    return (fkl_problem){b->n, normalize, log_base, task->parameter, positions};
+    return (fkl_problem){.length = b->n, .operands = 2, .normalize = normalize, .log_base = log_base,
+                         .parameter = task->parameter, .positions = positions};
 }
 
 /* Runs a task and checks that it gives the bits of `expected`. */
@@ -523,7 +524,8 @@ static void compare_bits(const struct batch *b, const fkl_level *level, const ch
 {
     const fkl_problem problem = make_problem(b, task, normalize);
     double *result = allocate((size_t)b->n_rows * sizeof(double));
-    level->discrete(task->op, b->row_type, p, q, b->n_rows, &problem, result, b->scratch);
+    const fkl_rows operands[] = {*p, *q};
+    level->kernels[FKL_DISCRETE](task->op, b->row_type, operands, b->n_rows, &problem, result, b->scratch);
     for (ptrdiff_t i = 0; i < b->n_rows; i++)
         if (same_bits(result[i], expected[i]))
             passed++;
@@ -540,7 +542,9 @@ static double *run_contiguous(const struct batch *b, const fkl_level *level, con
         for (int normalize = 0; normalize < 2; normalize++, result += b->n_rows) {
             const fkl_problem problem = make_problem(b, &tasks[t], normalize);
             double *exact_size = allocate((size_t)b->n_rows * sizeof(double));
-            level->discrete(tasks[t].op, b->row_type, p, q, b->n_rows, &problem, exact_size, b->scratch);
+            const fkl_rows operands[] = {*p, *q};
+            level->kernels[FKL_DISCRETE](tasks[t].op, b->row_type, operands, b->n_rows, &problem, exact_size,
+                                         b->scratch);
             memcpy(result, exact_size, (size_t)b->n_rows * sizeof(double));
             free(exact_size);
         }
@@ -650,7 +654,7 @@ static void check_batch(enum fkl_type p_type, enum fkl_type q_type, enum fkl_typ
     for (ptrdiff_t j = 0; j < n; j++)
         positions[j] = (j > 0 ? positions[j - 1] : -3.5) + (j % 4 ? uniform() : 0.0);
     /* aligned_alloc takes multiples of the alignment; the scratch is one. */
-    void *scratch = aligned_alloc(64, fkl_scratch_bytes(n));
+    void *scratch = aligned_alloc(64, fkl_scratch_bytes(FKL_DISCRETE, n));
     if (!scratch)
         exit(2);
     const struct batch b = {p_type, q_type, row_type, n, n_rows, kinds, p, q, positions, scratch};
@@ -671,6 +675,112 @@ static void check_batch(enum fkl_type p_type, enum fkl_type q_type, enum fkl_typ
     free(positions);
     free(p);
     free(q);
+}
+
+/* ---- Gaussians ---------------------------------------------------------------------------------------------------- */
+
+/* What no vector kernel takes, in one place of a row each: the mean or the scale of p or of q. */
+static const double odd_numbers[] = {NAN, INFINITY, -INFINITY, -1.0, 0.0, -0.0, 5e-324, 1e-310, 1e-40, 1e300, 800.0};
+
+static real gaussian_term(enum fkl_scale scale, real m, real s, real mq, real sq)
+{
+    const real d = m - mq;
+    if (scale == FKL_LOGVAR)
+        return d * d * expl(-sq) + (expm1l(s - sq) - (s - sq));
+    const real change = (s - sq) / sq, logarithm = fabsl(change) < 0.5L ? log1pl(change) : logl(s) - logl(sq);
+    if (scale == FKL_VAR)
+        return d * d / sq + (change - logarithm);
+    return d * d / (sq * sq) + (2.0L * (change - logarithm) + change * change);
+}
+
+static void check_gaussian_value(const char *level, const char *how, enum fkl_scale scale, const struct type *type,
+                                 ptrdiff_t n, ptrdiff_t row, double got, double want, double allowed)
+{
+    if (isfinite(allowed) && allowed > 0.0 ? fabs(got - want) <= allowed : same_bits(got, want))
+        passed++;
+    else if (++failed <= FAILURES_SHOWN)
+        printf("%s, %s, Gaussians, scale %d, K=%td, %s, row %td: %.17g instead of %.17g\n", level, how, (int)scale, n,
+               type->name, row, got, want);
+}
+
+/* Rows of a scale and type at every level: against the plain evaluation, in other layouts, alone, at other levels. */
+static void check_gaussians(enum fkl_scale scale, int n_operands, enum fkl_type type, ptrdiff_t n,
+                            const fkl_level *const *levels, int turn)
+{
+    enum { ROWS = 13, PLAIN = 9 }; /* the rows behind the plain ones hold an odd number */
+    const enum fkl_type row_type = type == FKL_F64 ? FKL_F64 : FKL_F32;
+    const double relative = row_type == FKL_F64 ? 1e-12 : 1e-6;
+    double *values[FKL_MOST_OPERANDS], first[ROWS] = {0.0};
+    for (int k = 0; k < n_operands; k++) {
+        values[k] = allocate((size_t)(ROWS * n) * sizeof(double));
+        for (ptrdiff_t i = 0; i < ROWS * n; i++) {
+            double x = k % 2 == 0 ? 4.0 * uniform() - 2.0 : 0.2 + 2.0 * uniform();
+            values[k][i] = rounded(&types[type], k % 2 && scale == FKL_LOGVAR ? log(x) : x);
+        }
+    }
+    for (ptrdiff_t j = 0; j < n && n_operands == 4; j++) /* equal, and nearly */
+        for (int k = 0; k < 2; k++) {
+            values[k + 2][j] = values[k][j];
+            values[k + 2][n + j] = rounded(&types[type], values[k][n + j] * (1.0 + 1e-6));
+        }
+    for (int i = PLAIN; i < ROWS; i++)
+        values[(turn + i) % n_operands][i * n + (turn * 7 + i) % n] =
+            rounded(&types[type], odd_numbers[(turn * 4 + i) % COUNT(odd_numbers)]);
+
+    const fkl_problem problem = {.length = n, .operands = n_operands, .scale = scale, .normalize = 1, .log_base = 1.0};
+    void *scratch = aligned_alloc(64, fkl_scratch_bytes(FKL_GAUSSIAN, n));
+    double *result = allocate(ROWS * sizeof(double));
+    if (!scratch)
+        exit(2);
+    for (int l = 0, seen = 0; levels[l]; l++) {
+        fkl_kernel *const kernel = levels[l]->kernels[FKL_GAUSSIAN];
+        double expected[ROWS];
+        for (int layout = 0; layout < LAYOUTS; layout++) {
+            struct operand placed[FKL_MOST_OPERANDS];
+            fkl_rows operands[FKL_MOST_OPERANDS];
+            for (int k = 0; k < n_operands; k++) {
+                placed[k] = place(type, values[k], ROWS, n, (enum layout)(layout ? (layout + k * turn) % LAYOUTS : 0));
+                operands[k] = placed[k].rows;
+            }
+            kernel(FKL_GAUSSIAN_KL, row_type, operands, ROWS, &problem, result, scratch);
+            for (int i = 0; i < ROWS && layout; i++)
+                check_gaussian_value(levels[l]->name, layout_names[layout], scale, &types[type], n, i, result[i],
+                                     expected[i], 0.0);
+            if (layout == 0)
+                memcpy(expected, result, sizeof expected);
+            for (int i = 0; i < ROWS && layout == 0; i++) {
+                fkl_rows one[FKL_MOST_OPERANDS];
+                for (int k = 0; k < n_operands; k++) {
+                    one[k] = operands[k];
+                    one[k].data += i * one[k].row_stride;
+                }
+                kernel(FKL_GAUSSIAN_KL, row_type, one, 1, &problem, result, scratch);
+                check_gaussian_value(levels[l]->name, "alone", scale, &types[type], n, i, *result, expected[i], 0.0);
+            }
+            for (int k = 0; k < n_operands; k++)
+                free(placed[k].memory);
+        }
+        for (ptrdiff_t i = 0; i < ROWS; i++) {
+            real sum = 0.0L;
+            for (ptrdiff_t j = i * n; j < (i + 1) * n && i < PLAIN; j++)
+                sum += gaussian_term(scale, values[0][j], values[1][j], n_operands == 4 ? values[2][j] : 0.0,
+                                     n_operands == 4 ? values[3][j] : scale == FKL_LOGVAR ? 0.0 : 1.0);
+            if (i < PLAIN) /* the plain evaluation cancels next to 0 */
+                check_gaussian_value(levels[l]->name, "value", scale, &types[type], n, i, expected[i],
+                                     (double)(0.5L * sum), relative * (double)sum + (double)n * 1e-18);
+            if (strcmp(levels[l]->name, "baseline") != 0 && seen)
+                check_gaussian_value(levels[l]->name, "another level", scale, &types[type], n, i, expected[i], first[i],
+                                     0.0);
+        }
+        if (strcmp(levels[l]->name, "baseline") != 0) {
+            memcpy(first, expected, sizeof first);
+            seen = 1;
+        }
+    }
+    free(result);
+    free(scratch);
+    for (int k = 0; k < n_operands; k++)
+        free(values[k]);
 }
 
 /* The functions of vmath.h over arrays of exactly their size; what they compute is for tests/test_vmath.py. */
@@ -726,6 +836,12 @@ int main(void)
             else if (j < 4)
                 check_batch(pairs[j][0], pairs[j][1], pairs[j][2], n, n <= 4097 ? 5 : 2, turn, 2, levels);
         }
+    static const enum fkl_type gaussian_types[] = {FKL_F64, FKL_F32, FKL_F16, FKL_BF16, FKL_I16};
+    for (int i = 0; i < COUNT(lengths); i++)
+        for (int scale = FKL_VAR; scale <= FKL_LOGVAR; scale++)
+            for (int j = 0; j < COUNT(gaussian_types); j++, turn++)
+                for (int n_operands = 2; n_operands <= 4; n_operands += 2)
+                    check_gaussians((enum fkl_scale)scale, n_operands, gaussian_types[j], lengths[i], levels, turn);
     if (failed > FAILURES_SHOWN)
         printf("... and %ld more\n", failed - FAILURES_SHOWN);
     printf("%ld passed, %ld failed\n", passed, failed);

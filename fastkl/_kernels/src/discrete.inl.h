@@ -7,16 +7,13 @@
  *   discrete_groups    a pass over up to eight rows: long ones one after the other, short ones a row in each lane;
  *   discrete_results   the row sums and from them c = sum(p)/sum(q), as two doubles (prepare()); from the sums of terms
  *                      the results, with a mask of those that are vouched for (finish());
- *   this one           blocks of many rows: run_block() plans the work and packs what needs it, one_pass() and
+ *   this one           blocks of many rows: discrete_block() plans the work and packs what needs it, one_pass() and
  *                      two_passes() do it, exact_row() takes the rows nobody vouches for.
  */
 #include "discrete_results.inl.h"
 
 /* Groups of rows whose sums are taken before their results are. */
 #define GROUPS (FKL_PACKED_ROWS / LANES)
-/* How far ahead of itself a stream is asked for, in bytes: just over the ends of pages, where the processor's own
- * prefetching stops. On Zen 4, asking for 8 KiB ahead made KL slower by 40 % than this, and no asking by 4 %. */
-#define AHEAD 512
 /* Rows that are passed over twice go in groups of at most so many bytes of each operand, which stay in the cache in
  * between. A group is asked for during the second pass over the one before it, behind that pass's arithmetic. */
 #define CACHED 131072
@@ -326,9 +323,10 @@ static void one_pass(const struct plan *plan, struct batch *batch, struct group 
     }
 }
 
-static void run_block(int operation, int row_type, const fkl_rows *p, const fkl_rows *q, ptrdiff_t n_rows,
-                      const fkl_problem *problem, double *result, void *scratch)
+static void discrete_block(int operation, int row_type, const fkl_rows *operands, ptrdiff_t n_rows,
+                           const fkl_problem *problem, double *result, void *scratch)
 {
+    const fkl_rows *p = &operands[0], *q = &operands[1];
     const ptrdiff_t length = problem->length;
     enum fkl_op op = (enum fkl_op)operation;
 

@@ -5,8 +5,8 @@
  * they do where equal elements stand behind a large one. Which additions happen depends on K alone: a row's
  * result depends on its values, never on its neighbours, its layout or the number of threads.
  */
-#include "convert.inl.h"
 #include "discrete_terms.inl.h"
+#include "load.inl.h"
 
 #define BLOCK 256
 #define RUN 4
@@ -58,48 +58,6 @@ FKL_INLINE int pass_plain_sums(const enum pass pass)
 
 FKL_INLINE int pass_has_maximum(const enum pass pass) { return pass == PASS_SUMS_MAX || pass == PASS_RENYI; }
 
-/* VD elements of a double or float row as doubles. */
-FKL_INLINE vd load(const enum fkl_type type, const char *address)
-{
-    return type == FKL_F32 ? vh_load_double(address) : vd_load(address);
-}
-
-#if VD == 4
-/* A mask of the first n lanes is a window into these. */
-static const int64_t first_lanes[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
-static const int32_t first_float_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-#endif
-
-/* The first n of them, n <= VD, and zeros: never reads past the n-th. */
-FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t n)
-{
-#if VD == 8
-    __mmask8 lanes = (__mmask8)((1u << n) - 1u);
-    if (type == FKL_F32)
-        return (vd)_mm512_cvtps_pd(_mm256_maskz_loadu_ps(lanes, address));
-    return (vd)_mm512_maskz_loadu_pd(lanes, address);
-#elif VD == 4
-    if (type == FKL_F32) {
-        __m128i mask = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(
-            _mm256_loadu_si256((const __m256i_u *)(first_lanes + 4 - n)), _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0)));
-        return (vd)_mm256_cvtps_pd(_mm_maskload_ps((const float *)(const void *)address, mask));
-    }
-    return (vd)_mm256_maskload_pd((const double *)(const void *)address,
-                                  _mm256_loadu_si256((const __m256i_u *)(first_lanes + 4 - n)));
-#else
-    char whole[8 * VD] = {0};
-    memcpy(whole, address, (size_t)(n * type_size(type)));
-    return load(type, whole);
-#endif
-}
-
-/* How many of n elements fall to the part of a step that begins at `first`. */
-FKL_INLINE ptrdiff_t part_length(ptrdiff_t n, ptrdiff_t first, ptrdiff_t width)
-{
-    n -= first;
-    return n < 0 ? 0 : n > width ? width : n;
-}
-
 /* The sums of one register out of those of all, and back. */
 FKL_INLINE void take(vd acc[SUMS][PARTS], const int part, vd a[SUMS])
 {
@@ -110,22 +68,6 @@ FKL_INLINE void give(vd acc[SUMS][PARTS], const int part, const vd a[SUMS])
 {
     for (int k = 0; k < SUMS; k++)
         acc[k][part] = a[k];
-}
-
-/* Ones in the place of all but the first n elements: pairs of ones have no terms. */
-FKL_INLINE vd ones_behind(vd x, ptrdiff_t n)
-{
-#if VD == 8
-    return vd_select((md)((1u << n) - 1u), x, vd_set(1.0));
-#elif VD == 4
-    return vd_select((md)_mm256_loadu_pd((const double *)(const void *)(first_lanes + 4 - n)), x, vd_set(1.0));
-#else
-    double lanes[VD];
-    vd_store(lanes, x);
-    for (ptrdiff_t i = n; i < VD; i++)
-        lanes[i] = 1.0;
-    return vd_load(lanes);
-#endif
 }
 
 /* What a block's pairs have left that are not two positive normal numbers: the terms of those with a zero, apart from
@@ -241,58 +183,6 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
 }
 
 #if FKL_FLOAT_KERNELS
-FKL_INLINE vf load_float(const enum fkl_type type, const char *address)
-{
-    if (type == FKL_F16)
-        return vf_load_f16(address);
-    if (type == FKL_BF16)
-        return vf_load_bf16(address);
-    return vf_load(address);
-}
-
-FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptrdiff_t n)
-{
-#if VD == 8
-    __mmask16 lanes = (__mmask16)((1u << n) - 1u);
-    if (type == FKL_F16)
-        return (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, address));
-    if (type == FKL_BF16)
-        return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, address)), 16);
-    return (vf)_mm512_maskz_loadu_ps(lanes, address);
-#else
-#if VD == 4
-    if (type == FKL_F32)
-        return (vf)_mm256_maskload_ps((const float *)(const void *)address,
-                                      _mm256_loadu_si256((const __m256i_u *)(first_float_lanes + 8 - n)));
-#endif
-    char whole[4 * VF] = {0};
-    memcpy(whole, address, (size_t)(n * type_size(type)));
-    return load_float(type, whole);
-#endif
-}
-
-FKL_INLINE vf float_ones_behind(vf x, ptrdiff_t n)
-{
-#if VD == 8
-    return vf_select((mf)((1u << n) - 1u), x, vf_set(1.0f));
-#elif VD == 4
-    return vf_select((mf)_mm256_loadu_ps((const float *)(const void *)(first_float_lanes + 8 - n)), x, vf_set(1.0f));
-#else
-    float lanes[VF];
-    vf_store(lanes, x);
-    for (ptrdiff_t i = n; i < VF; i++)
-        lanes[i] = 1.0f;
-    return vf_load(lanes);
-#endif
-}
-
-/* Float i belongs to lane i mod 8, as doubles do; j: the register's place in its step. */
-FKL_INLINE void add_floats(vd acc[PARTS], const int j, vf x)
-{
-    acc[2 * j % PARTS] += vf_low(x);
-    acc[(2 * j + 1) % PARTS] += vf_high(x);
-}
-
 /* Terms and elements of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double;
  * those of p, by whose sum results are divided, in double at once. Of longer runs the roundings tell where they all go
  * one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of KL. */

@@ -13,12 +13,19 @@ enum fkl_type {
     FKL_TYPES
 };
 
-/* The discrete family. */
+enum fkl_family { FKL_DISCRETE, FKL_GAUSSIAN, FKL_FAMILIES };
+
+/* The discrete family: operands p and q. */
 enum fkl_op {
     FKL_KL, FKL_REVERSE_KL, FKL_JEFFREYS, FKL_JS, FKL_JS_DISTANCE, FKL_CROSS_ENTROPY, FKL_ENTROPY, FKL_RENYI,
     FKL_TOTAL_VARIATION, FKL_HELLINGER, FKL_WASSERSTEIN,
     FKL_OPS
 };
+
+/* The Gaussian family: operands mean and scale of p, and of q unless that is N(0, I). The scale may be given as the
+ * variance, as its root or as its logarithm. */
+enum fkl_gaussian_op { FKL_GAUSSIAN_KL };
+enum fkl_scale { FKL_VAR, FKL_STD, FKL_LOGVAR };
 
 /* Renyi's divergence of order alpha is worked out as sum p r^b with r = p/q and this b. The orders from 1/2 up are the
  * well-conditioned ones: below, p and q change places, for sum p^alpha q^(1 - alpha) is sum q^(1 - alpha) p^alpha. The
@@ -28,6 +35,8 @@ static inline double fkl_renyi_order(double alpha)
 {
     return fkl_renyi_turned(alpha) ? -alpha : alpha > 0x1.fffffffffffffp1023 ? 1.0 : alpha - 1.0;
 }
+
+#define FKL_MOST_OPERANDS 4
 
 /* Rows at equal distances: element j of row i is at data + i * row_stride + j * item_stride (bytes, any sign, or 0). */
 typedef struct {
@@ -39,18 +48,20 @@ typedef struct {
 
 typedef struct {
     ptrdiff_t length;        /* K */
+    int operands;            /* how many there are */
+    int scale;               /* enum fkl_scale */
     int normalize;           /* divide each row by its sum? */
     double log_base;         /* results in nats are divided by this */
     double parameter;        /* the weight of JS, the order alpha of Renyi */
     const double *positions; /* K ascending positions for Wasserstein, or NULL for 0, 1, 2, ... */
 } fkl_problem;
 
-/* result[i] of an operation for n_rows rows of p and q, held as row_type while they are worked on. scratch:
- * fkl_scratch_bytes(length) of the calling thread's own, 64-byte aligned. */
-typedef void fkl_pair_kernel(int operation, int row_type, const fkl_rows *p, const fkl_rows *q, ptrdiff_t n_rows,
-                             const fkl_problem *problem, double *result, void *scratch);
+/* result[i] of an operation for n_rows rows of each operand, held as row_type while they are worked on. scratch:
+ * fkl_scratch_bytes() of the calling thread's own, 64-byte aligned. */
+typedef void fkl_kernel(int operation, int row_type, const fkl_rows *operands, ptrdiff_t n_rows,
+                        const fkl_problem *problem, double *result, void *scratch);
 
-/* Scratch space: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to FKL_TILE_LENGTH elements of each
+/* Scratch space of the discrete family: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to FKL_TILE_LENGTH elements of each
  * row at a time, which is a multiple of the summation block; behind them the rows of p and of q that are packed ahead
  * of several groups, if a whole row fits. Elements are counted as doubles. */
 #define FKL_SHORT 16 /* rows up to this length go eight at a time, one per lane; FKL_PACKED_ROWS of them are a tile */
@@ -74,8 +85,13 @@ static inline ptrdiff_t fkl_packed_rows(ptrdiff_t length)
     ptrdiff_t rows = FKL_PACKED_BYTES / fkl_packed_stride(length) / FKL_TILE_ROWS * FKL_TILE_ROWS;
     return rows < FKL_TILE_ROWS ? FKL_TILE_ROWS : rows > FKL_PACKED_ROWS ? FKL_PACKED_ROWS : rows;
 }
-static inline size_t fkl_scratch_bytes(ptrdiff_t length)
+/* That of the Gaussian family: a tile for each operand. */
+#define FKL_GAUSSIAN_TILE 8192 /* elements, counted as doubles */
+
+static inline size_t fkl_scratch_bytes(enum fkl_family family, ptrdiff_t length)
 {
+    if (family == FKL_GAUSSIAN)
+        return FKL_MOST_OPERANDS * 8 * FKL_GAUSSIAN_TILE;
     ptrdiff_t packed = length > FKL_TILE_LENGTH ? 0 : 2 * fkl_packed_rows(length) * fkl_packed_stride(length);
     return (size_t)(fkl_group_scratch(length) + packed);
 }
@@ -87,7 +103,7 @@ enum fkl_probe {
 
 typedef struct {
     const char *name;
-    fkl_pair_kernel *discrete;
+    fkl_kernel *kernels[FKL_FAMILIES];
     void (*probe)(int function, ptrdiff_t n, const double *a, const double *b, double *result);
 } fkl_level;
 
@@ -98,5 +114,6 @@ int fkl_level_usable(const char *name);
 /* One row by scalar arithmetic with exponents of their own: for rows the vector kernels leave alone (subnormal numbers,
  * sums beyond the largest float, negative zeros), and the judge of what is a valid row. Any layout, slow, exact. */
 double fkl_careful_row(int op, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem);
+double fkl_careful_gaussian_row(const fkl_rows *operands, const fkl_problem *problem);
 
 #endif

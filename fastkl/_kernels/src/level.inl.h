@@ -1,5 +1,6 @@
 /* level.inl.h: all families' kernels and the table of one level; the including file defines FKL_LEVEL. */
 #include "discrete.inl.h"
+#include "gaussian.inl.h"
 #include "probe.inl.h"
 
 #define FKL_JOIN_(a, b) a##b
@@ -8,4 +9,8 @@
 #define FKL_TEXT(a) FKL_TEXT_(a)
 
 extern const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL);
-const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL) = {FKL_TEXT(FKL_LEVEL), run_block, probe};
+const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL) = {
+    FKL_TEXT(FKL_LEVEL),
+    {[FKL_DISCRETE] = discrete_block, [FKL_GAUSSIAN] = gaussian_block},
+    probe,
+};

@@ -1,4 +1,7 @@
 /* pack.inl.h: rows of any type and layout to contiguous rows of doubles or floats. */
+#ifndef FASTKL_PACK_H
+#define FASTKL_PACK_H
+
 #include "convert.inl.h"
 
 FKL_INLINE void convert_loop(const enum fkl_type from_type, const enum fkl_type to_type, const char *from,
@@ -244,3 +247,5 @@ static FKL_NOINLINE void pack_columns(const fkl_rows *rows, ptrdiff_t first, ptr
                         to + (done * n + j * LANES + i) * to_size);
         }
 }
+
+#endif

@@ -132,6 +132,7 @@ FKL_INLINE unsigned md_lanes(md m) { return m; }
 FKL_INLINE vd vd_max(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)a, (__m512d)b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return (vd)_mm512_min_pd((__m512d)a, (__m512d)b); }
 FKL_INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+FKL_INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 FKL_INLINE vd vd_sqrt(vd a) { return (vd)_mm512_sqrt_pd((__m512d)a); }
 FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
 FKL_INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
@@ -156,6 +157,7 @@ FKL_INLINE unsigned md_lanes(md m) { return (unsigned)_mm256_movemask_pd(m); }
 FKL_INLINE vd vd_max(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)a, (__m256d)b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return (vd)_mm256_min_pd((__m256d)a, (__m256d)b); }
 FKL_INLINE vf vf_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+FKL_INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 FKL_INLINE vd vd_sqrt(vd a) { return (vd)_mm256_sqrt_pd((__m256d)a); }
 FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
 FKL_INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
@@ -171,6 +173,7 @@ FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | (m & b); }
 FKL_INLINE mf mf_or(mf a, mf b) { return a | b; }
 FKL_INLINE int mf_all(mf m) { vi x = (vi)m; return (x[0] & x[1]) == UINT64_MAX; }
 FKL_INLINE vf vf_min(vf a, vf b) { return vf_select(vf_lt(a, b), a, b); }
+FKL_INLINE vf vf_max(vf a, vf b) { return vf_select(vf_lt(b, a), a, b); }
 #else
 typedef uint64_t md;
 #define FKL_MASK(comparison) ((uint64_t)0 - (uint64_t)(comparison))
@@ -238,6 +241,9 @@ FKL_INLINE double vd_add_lanes(const vd x[PARTS])
 }
 
 FKL_INLINE vd vd_abs(vd a) { return vi_double(vd_bits(a) & vi_set(UINT64_C(0x7fffffffffffffff))); }
+#if VD > 1
+FKL_INLINE vf vf_abs(vf a) { return vw_float(vf_bits(a) & vw_set(UINT32_C(0x7fffffff))); }
+#endif
 
 /* ---- exact products and sums ----------------------------------------------------------------------------------- */
 

@@ -96,6 +96,15 @@ FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
  * opposite signs, and both must be right to more than the result is. */
 FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
 
+/* phi(p, q)/p and 1/p, with one division for the two: 1.5 ulp more than vd_phi(). p (p + q) must be in range. */
+FKL_INLINE vd vd_phi_over(vd p, vd q, vd *inverse)
+{
+    vd q2, k = vd_octaves(p, q, &q2);
+    vd n = p - q2, sum = p + q2, both = vd_set(1.0) / (p * sum);
+    *inverse = sum * both;
+    return vd_end((struct vd_begun){n * (p * both), p, n, vd_far(p, k, q - q2)}) * *inverse;
+}
+
 /* Half of a normal number, exactly, without the multiplier. */
 FKL_INLINE vd vd_half(vd x) { return vi_double(vd_bits(x) - vi_set(UINT64_C(1) << 52)); }
 
@@ -173,7 +182,7 @@ FKL_INLINE vd vd_log1p(vd x)
  * 12 ulp (next to the ends of the first interval, |x| = 0.35, where it starts to cancel; 3 ulp inside). */
 FKL_INLINE vd vd_exp_excess(vd x, vd *exponential)
 {
-    x = vd_max(vd_min(x, vd_set(700.0)), vd_set(-700.0));
+    x = vd_max(vd_set(-700.0), vd_min(vd_set(700.0), x)); /* NaN stays NaN */
     /* k = round(x / log 2): adding 1.5 * 2^52 leaves it in the low bits. */
     vd shifted = vd_madd(x, vd_set(1.4426950408889634074), vd_set(6755399441055744.0));
     vd k = shifted - vd_set(6755399441055744.0);
@@ -241,6 +250,25 @@ FKL_INLINE struct vf_begun vf_begin_phi_shifted(vf p, vf q, vf low)
 
 /* phi(p, q) for floats in [2^-125, 2^118]; 5 ulp of float at the seam (see vd_phi), 3 elsewhere. */
 FKL_INLINE vf vf_phi(vf p, vf q) { return vf_end(vf_begin_phi(p, q)); }
+
+/* E(x) = e^x - 1 - x for |x| <= 80; 3 ulp of float. With x = k log 2 + r it is 2^k E(r) + (2^k - 1) r + (2^k - 1 - k
+ * log 2), terms of which the last two are exactly 0 for k = 0. */
+FKL_INLINE vf vf_excess(vf x)
+{
+    const vf magic = vf_set(12582912.0f); /* 1.5 2^23 leaves the nearest integer in the low bits */
+    vf shifted = vf_madd(x, vf_set(0x1.715476p+0f), magic);
+    vf k = shifted - magic, power = vw_float((vf_bits(shifted) << 23) + vw_set(UINT32_C(127) << 23));
+    vf r = vf_madd(k, vf_set(-0x1.7f7d1cp-20f), vf_fma(k, vf_set(-0x1.62e4p-1f), x));
+    vf c = vf_set(0x1.a0f992p-13f);
+    c = vf_madd(c, r, vf_set(0x1.6d1254p-10f));
+    c = vf_madd(c, r, vf_set(0x1.1110f6p-7f));
+    c = vf_madd(c, r, vf_set(0x1.555518p-5f));
+    c = vf_madd(c, r, vf_set(0x1.555556p-3f));
+    c = vf_madd(c, r, vf_set(0.5f));
+    vf apart = power - vf_set(1.0f);
+    vf constant = vf_madd(k, vf_set(-0x1.7f7d1cp-20f), vf_fma(k, vf_set(-0x1.62e4p-1f), apart));
+    return vf_madd(power, (r * r) * c, vf_madd(apart, r, constant));
+}
 
 FKL_INLINE vf vf_half(vf x) { return vw_float(vf_bits(x) - vw_set(UINT32_C(1) << 23)); }
 #endif

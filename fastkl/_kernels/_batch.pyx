@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""The discrete family over batches: axes, broadcasting and threads around the row kernels.
+"""Every family over batches: axes, broadcasting and threads around the row kernels.
 
-A batch of pairs is walked as blocks of rows at equal distances. The batch axes are sorted by p's strides and merged
-where memory allows, so that the innermost one is the best run of rows; a block is a stretch of it, small enough that
-several operations on it find it in the cache. Threads share the blocks. Broadcasting is a stride of 0, so nothing is
+A batch of rows is walked as blocks of rows at equal distances. The batch axes are sorted by the operands' strides and
+merged where memory allows, so that the innermost one is the best run of rows; a block is a stretch of it, small enough
+that several operations on it find it in the cache. Threads share the blocks. Broadcasting is a stride of 0, so nothing is
 copied for it, and a row's result does not depend on how the walk cut the batch.
 """
 
@@ -14,6 +14,10 @@ from libc.stdlib cimport free, malloc
 from fastkl._kernels._engine cimport *
 
 cnp.import_array()
+
+FAMILIES = {"discrete": FKL_DISCRETE, "gaussian": FKL_GAUSSIAN}
+
+SCALES = {"var": FKL_VAR, "std": FKL_STD, "logvar": FKL_LOGVAR}
 
 OPS = {
     "kl": FKL_KL,
@@ -28,6 +32,8 @@ OPS = {
     "hellinger": FKL_HELLINGER,
     "wasserstein": FKL_WASSERSTEIN,
 }
+
+GAUSSIAN_OPS = {"kl": FKL_GAUSSIAN_KL}
 
 TYPES = {
     "float64": FKL_F64,
@@ -52,22 +58,22 @@ cdef enum:
     BLOCK_ROWS = 1024
 
 cdef struct Plan:
-    # The walk: axes of the batch from the outermost in, and the strides of p, q and the outputs along them.
+    # The walk: axes of the batch from the outermost in, and the strides of the operands and the outputs along them.
     int axes
     Py_ssize_t shape[MAX_AXES]
-    Py_ssize_t p_strides[MAX_AXES]
-    Py_ssize_t q_strides[MAX_AXES]
+    Py_ssize_t strides[FKL_MOST_OPERANDS][MAX_AXES]
     Py_ssize_t out_strides[MAX_OPS][MAX_AXES]
     Py_ssize_t block_rows, blocks_per_run, blocks
     # The work on each block.
-    fkl_rows p, q
+    fkl_rows operands[FKL_MOST_OPERANDS]
     fkl_problem problem
+    int family
     int row_type
     int n_ops
     int ops[MAX_OPS]
     char *out[MAX_OPS]
     int out_is_float[MAX_OPS]
-    fkl_pair_kernel *kernel
+    fkl_kernel *kernel
 
 
 cdef inline Py_ssize_t magnitude(Py_ssize_t x) noexcept nogil:
@@ -77,8 +83,8 @@ cdef inline Py_ssize_t magnitude(Py_ssize_t x) noexcept nogil:
 cdef void swap_axes(Plan *plan, int i, int j) noexcept nogil:
     cdef int k
     plan.shape[i], plan.shape[j] = plan.shape[j], plan.shape[i]
-    plan.p_strides[i], plan.p_strides[j] = plan.p_strides[j], plan.p_strides[i]
-    plan.q_strides[i], plan.q_strides[j] = plan.q_strides[j], plan.q_strides[i]
+    for k in range(plan.problem.operands):
+        plan.strides[k][i], plan.strides[k][j] = plan.strides[k][j], plan.strides[k][i]
     for k in range(plan.n_ops):
         plan.out_strides[k][i], plan.out_strides[k][j] = plan.out_strides[k][j], plan.out_strides[k][i]
 
@@ -87,12 +93,24 @@ cdef bint mergeable(const Plan *plan, int i) noexcept nogil:
     # Is axis i + 1 the continuation of axis i in every array?
     cdef Py_ssize_t n = plan.shape[i + 1]
     cdef int k
-    if plan.p_strides[i] != n * plan.p_strides[i + 1] or plan.q_strides[i] != n * plan.q_strides[i + 1]:
-        return False
+    for k in range(plan.problem.operands):
+        if plan.strides[k][i] != n * plan.strides[k][i + 1]:
+            return False
     for k in range(plan.n_ops):
         if plan.out_strides[k][i] != n * plan.out_strides[k][i + 1]:
             return False
     return True
+
+
+cdef bint is_wider(const Plan *plan, int i, int j) noexcept nogil:
+    # Are the strides along axis i wider than those along j? The first operand in which they differ decides.
+    cdef Py_ssize_t a, b
+    cdef int k
+    for k in range(plan.problem.operands):
+        a, b = magnitude(plan.strides[k][i]), magnitude(plan.strides[k][j])
+        if a != b:
+            return a > b
+    return False
 
 
 cdef void drop_axis(Plan *plan, int i) noexcept nogil:
@@ -103,7 +121,7 @@ cdef void drop_axis(Plan *plan, int i) noexcept nogil:
 
 
 cdef void simplify(Plan *plan) noexcept nogil:
-    # No axes of length 1, the widest strides of p (then of q) outermost, neighbours merged, at least one axis left.
+    # No axes of length 1, the widest strides outermost, neighbours merged, at least one axis left.
     cdef int i = plan.axes - 1, j
     while i >= 0:
         if plan.shape[i] == 1:
@@ -111,11 +129,7 @@ cdef void simplify(Plan *plan) noexcept nogil:
         i -= 1
     for i in range(1, plan.axes):
         j = i
-        while j > 0 and (
-            magnitude(plan.p_strides[j - 1]) < magnitude(plan.p_strides[j])
-            or (plan.p_strides[j - 1] == plan.p_strides[j]
-                and magnitude(plan.q_strides[j - 1]) < magnitude(plan.q_strides[j]))
-        ):
+        while j > 0 and is_wider(plan, j, j - 1):
             swap_axes(plan, j - 1, j)
             j -= 1
     i = plan.axes - 2
@@ -127,13 +141,14 @@ cdef void simplify(Plan *plan) noexcept nogil:
     if plan.axes == 0:
         plan.axes = 1
         plan.shape[0] = 1
-        plan.p_strides[0] = plan.q_strides[0] = 0
+        for i in range(plan.problem.operands):
+            plan.strides[i][0] = 0
         for i in range(plan.n_ops):
             plan.out_strides[i][0] = 0
 
 
 cdef void run_block(const Plan *plan, Py_ssize_t block, double *result, void *scratch) noexcept nogil:
-    cdef fkl_rows p = plan.p, q = plan.q
+    cdef fkl_rows operands[FKL_MOST_OPERANDS]
     cdef Py_ssize_t offset[MAX_OPS]
     cdef Py_ssize_t run = block // plan.blocks_per_run
     cdef Py_ssize_t first = (block % plan.blocks_per_run) * plan.block_rows
@@ -142,21 +157,22 @@ cdef void run_block(const Plan *plan, Py_ssize_t block, double *result, void *sc
     cdef int axis = plan.axes - 1, k
     cdef char *to
 
-    p.data += first * plan.p_strides[axis]
-    q.data += first * plan.q_strides[axis]
+    for k in range(plan.problem.operands):
+        operands[k] = plan.operands[k]
+        operands[k].data += first * plan.strides[k][axis]
     for k in range(plan.n_ops):
         offset[k] = first * plan.out_strides[k][axis]
     for axis in range(plan.axes - 2, -1, -1):
         index = run % plan.shape[axis]
         run = run // plan.shape[axis]
-        p.data += index * plan.p_strides[axis]
-        q.data += index * plan.q_strides[axis]
+        for k in range(plan.problem.operands):
+            operands[k].data += index * plan.strides[k][axis]
         for k in range(plan.n_ops):
             offset[k] += index * plan.out_strides[k][axis]
 
     axis = plan.axes - 1
     for k in range(plan.n_ops):
-        plan.kernel(plan.ops[k], plan.row_type, &p, &q, n, &plan.problem, result, scratch)
+        plan.kernel(plan.ops[k], plan.row_type, operands, n, &plan.problem, result, scratch)
         to = plan.out[k] + offset[k]
         if plan.out_is_float[k]:
             for i in range(n):
@@ -168,7 +184,8 @@ cdef void run_block(const Plan *plan, Py_ssize_t block, double *result, void *sc
 
 cdef void *make_scratch(const Plan *plan) noexcept nogil:
     # The results of a block and the kernels' own space behind them, in one piece.
-    return malloc(<size_t>plan.block_rows * sizeof(double) + fkl_scratch_bytes(plan.problem.length) + 64)
+    cdef size_t results = <size_t>plan.block_rows * sizeof(double)
+    return malloc(results + fkl_scratch_bytes(plan.family, plan.problem.length) + 64)
 
 
 cdef inline void *aligned(void *memory, const Plan *plan) noexcept nogil:
@@ -201,46 +218,37 @@ cdef int walk(const Plan *plan, int n_threads) noexcept nogil:
     return -1 if no_memory else 0
 
 
-cdef void fill_operand(fkl_rows *rows, cnp.ndarray array, int axis, int code) noexcept:
-    # An operand with fewer axes than the one reduced has rows of length 1.
-    cdef int own = cnp.PyArray_NDIM(array) + axis
-    rows.data = <const char *>cnp.PyArray_DATA(array)
-    rows.item_stride = cnp.PyArray_STRIDES(array)[own] if own >= 0 else 0
-    rows.row_stride = 0
-    rows.type = code
-    rows.swapped = not cnp.PyArray_ISNOTSWAPPED(array)
-
-
-cdef Py_ssize_t batch_stride(cnp.ndarray array, int ndim, int axis) noexcept:
-    # The stride of array along `axis` of ndim, after NumPy's broadcasting: 0 where it is stretched or absent.
+cdef Py_ssize_t own_stride(cnp.ndarray array, int ndim, int axis, bint stretch) noexcept:
+    # The stride of array along `axis` of ndim: 0 where NumPy's broadcasting puts the axis before its own or, if it may
+    # stretch this axis, where the array has length 1 there.
     axis -= ndim - cnp.PyArray_NDIM(array)
-    if axis < 0 or cnp.PyArray_DIMS(array)[axis] == 1:
+    if axis < 0 or (stretch and cnp.PyArray_DIMS(array)[axis] == 1):
         return 0
     return cnp.PyArray_STRIDES(array)[axis]
 
 
-def reduce(tuple ops, cnp.ndarray p not None, int p_type, cnp.ndarray q not None, int q_type, int row_type, int axis,
-           tuple outs, bint normalize, double log_base, double parameter, positions, int n_threads):
-    """Write ops of the rows of p and q along `axis` into outs.
+def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axis, Py_ssize_t length, tuple outs,
+           int n_threads, bint normalize=True, double log_base=1.0, double parameter=0.0, positions=None, int scale=0):
+    """Write ops of the rows of the operands along `axis` into outs.
 
-    axis counts from the end (-1 is the last) and means the same axis of both operands, whose batch axes broadcast.
-    The arguments are taken to be right: `fastkl._validation` is where they are checked.
+    axis counts from the end (-1 is the last) and means the same axis of all operands, whose batch axes broadcast; None
+    stands for rows of one element, along no axis. length: of the rows. The arguments are taken to be right:
+    `fastkl._validation` is where they are checked.
     """
     cdef Plan plan
-    cdef int ndim = max(cnp.PyArray_NDIM(p), cnp.PyArray_NDIM(q))
-    cdef int reduced = ndim + axis, i, k, failed
-    cdef cnp.ndarray out
+    cdef int ndim = 0, reduced, i, k, failed
+    cdef cnp.ndarray array, out
     cdef const double[::1] places
 
-    if len(ops) > MAX_OPS or ndim > MAX_AXES:
+    if len(ops) > MAX_OPS:
         raise ValueError(f"at most {MAX_OPS} operations at a time, got {len(ops)}")
     plan.n_ops = len(ops)
-    plan.kernel = active_level().discrete
+    plan.family = family
+    plan.kernel = active_level().kernels[family]
     plan.row_type = row_type
-    fill_operand(&plan.p, p, axis, p_type)
-    fill_operand(&plan.q, q, axis, q_type)
-    i = cnp.PyArray_NDIM(p) + axis
-    plan.problem.length = cnp.PyArray_DIMS(p)[i] if i >= 0 else 1
+    plan.problem.length = length
+    plan.problem.operands = len(operands)
+    plan.problem.scale = scale
     plan.problem.normalize = normalize
     plan.problem.log_base = log_base
     plan.problem.parameter = parameter
@@ -248,18 +256,31 @@ def reduce(tuple ops, cnp.ndarray p not None, int p_type, cnp.ndarray q not None
     if positions is not None:
         places = positions
         plan.problem.positions = &places[0]
+    for array in operands:
+        ndim = max(ndim, cnp.PyArray_NDIM(array))
+    if ndim > MAX_AXES:
+        raise ValueError(f"at most {MAX_AXES} axes, got {ndim}")
+    reduced = ndim if axis is None else ndim + <int>axis
 
     out = outs[0]
     if cnp.PyArray_SIZE(out) == 0:
         return
     plan.axes = 0
     for i in range(ndim):
-        if i == reduced:
-            continue
-        plan.shape[plan.axes] = cnp.PyArray_DIMS(out)[plan.axes]
-        plan.p_strides[plan.axes] = batch_stride(p, ndim, i)
-        plan.q_strides[plan.axes] = batch_stride(q, ndim, i)
-        plan.axes += 1
+        if i != reduced:
+            plan.shape[plan.axes] = cnp.PyArray_DIMS(out)[plan.axes]
+            plan.axes += 1
+    for k in range(plan.problem.operands):
+        array = operands[k]
+        plan.operands[k].data = <const char *>cnp.PyArray_DATA(array)
+        plan.operands[k].type = types[k]
+        plan.operands[k].swapped = not cnp.PyArray_ISNOTSWAPPED(array)
+        plan.operands[k].item_stride = 0 if reduced == ndim else own_stride(array, ndim, reduced, False)
+        plan.axes = 0
+        for i in range(ndim):
+            if i != reduced:
+                plan.strides[k][plan.axes] = own_stride(array, ndim, i, True)
+                plan.axes += 1
     for k in range(plan.n_ops):
         out = outs[k]
         plan.ops[k] = ops[k]
@@ -272,8 +293,8 @@ def reduce(tuple ops, cnp.ndarray p not None, int p_type, cnp.ndarray q not None
     cdef Py_ssize_t inner = plan.shape[plan.axes - 1], runs = 1
     for i in range(plan.axes - 1):
         runs *= plan.shape[i]
-    plan.p.row_stride = plan.p_strides[plan.axes - 1]
-    plan.q.row_stride = plan.q_strides[plan.axes - 1]
+    for k in range(plan.problem.operands):
+        plan.operands[k].row_stride = plan.strides[k][plan.axes - 1]
     plan.block_rows = max(8, min(<Py_ssize_t>BLOCK_ROWS, BLOCK_ELEMENTS // plan.problem.length))
     if runs * inner < plan.block_rows * n_threads:  # few long rows: a share for each thread
         plan.block_rows = max(1, (inner + n_threads - 1) // n_threads)

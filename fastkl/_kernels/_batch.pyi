@@ -1,0 +1,27 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FAMILIES: dict[str, int]
+SCALES: dict[str, int]
+OPS: dict[str, int]
+GAUSSIAN_OPS: dict[str, int]
+TYPES: dict[str, int]
+
+def reduce(
+    family: int,
+    ops: tuple[int, ...],
+    operands: tuple[NDArray[Any], ...],
+    types: tuple[int, ...],
+    row_type: int,
+    axis: int | None,
+    length: int,
+    outs: tuple[NDArray[Any], ...],
+    n_threads: int,
+    normalize: bool = True,
+    log_base: float = 1.0,
+    parameter: float = 0.0,
+    positions: NDArray[np.float64] | None = None,
+    scale: int = 0,
+) -> None: ...

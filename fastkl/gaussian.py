@@ -1,0 +1,206 @@
+"""The divergence between Gaussian distributions with independent components, in bulk, and samples of them.
+
+A *row* is one Gaussian, its components along the reduced axis; all other axes are the batch. It is given by its means
+and its *scales*: variances, standard deviations, or logarithms of variances, as networks put out.
+
+Options common to all functions
+-------------------------------
+scale : {"var", "std", "logvar"}
+    What the scales are.
+axis : int or None
+    The axis that holds the components, the last by default. None reduces nothing: every number is a univariate
+    Gaussian of its own.
+keepdims : bool
+    Keep the reduced axis, with length 1.
+out : numpy.ndarray, optional
+    Where to put the results; of the result's shape and dtype. It may overlap an operand.
+n_threads : int, optional
+    The largest number of threads to use. By default that of ``get_num_threads()``; small calls use one thread.
+invalid : {"nan", "raise"}
+    What to do about a row that is no Gaussian (NaN, an infinite mean, a negative or infinite variance, or, in q, a
+    variance of 0): give NaN for it, with no warning and nothing else touched (the default), or raise ValueError that
+    tells how many rows are bad, which is the first and what is wrong with it. ``out`` is filled either way.
+dtype : {"bfloat16"}, optional
+    Take operands of uint16 for bfloat16 bit patterns.
+
+Operands broadcast as in NumPy, without copies; along the reduced axis scalars alone are stretched. float64, float32,
+float16, bfloat16 (``ml_dtypes.bfloat16``), all integers and bool are taken, in any memory layout. Results are float32
+where NumPy's promotion gives float32 or less, and float64 otherwise; Python numbers take the others' type.
+
+Every function raises ValueError, with the shapes or the value in question, for operands that do not fit each other, for
+empty rows, for an ``out`` of another shape or dtype or that is read-only, and for options with impossible values; and
+TypeError, saying what to pass instead, for complex, object, string, longdouble, masked and sparse operands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fastkl._kernels._batch import FAMILIES, GAUSSIAN_OPS, SCALES, TYPES, reduce
+from fastkl._runtime import threads_for
+from fastkl._validation import (
+    decoded,
+    deliver,
+    gaussian_fault,
+    gaussian_operands,
+    gaussian_rows,
+    gaussian_scale,
+    invalid_choice,
+    target_for,
+    thread_bound,
+)
+
+if TYPE_CHECKING:
+    from typing import SupportsIndex
+
+    from numpy.typing import ArrayLike
+
+    from fastkl._validation import Array, Result
+
+__all__ = ["gaussian_kl", "reparameterize"]
+
+_GAUSSIAN = FAMILIES["gaussian"]
+
+
+def gaussian_kl(
+    mean_p: ArrayLike,
+    scale_p: ArrayLike,
+    mean_q: ArrayLike | None = None,
+    scale_q: ArrayLike | None = None,
+    *,
+    scale: Literal["var", "std", "logvar"] = "var",
+    axis: SupportsIndex | None = -1,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """The Kullback-Leibler divergence D(p‖q) = ½ Σ [(μp − μq)²/vq + vp/vq − 1 − log(vp/vq)] of diagonal Gaussians.
+
+    With q left out it is that from the standard normal distribution, ½ Σ (μ² + v − 1 − log v): with
+    ``scale="logvar"`` the regularising term of a variational autoencoder.
+
+    Parameters
+    ----------
+    mean_p, scale_p : array_like
+        The means and the scales of p, of shape (..., K).
+    mean_q, scale_q : array_like, optional
+        Those of q; N(0, I) if both are left out.
+    scale, axis, keepdims, out, n_threads, invalid, dtype
+        See `Options common to all functions` in :mod:`fastkl.gaussian`.
+
+    Returns
+    -------
+    ndarray or scalar
+        The divergence of each pair of rows, in nats; shape (...), or with ``axis=None`` that of the operands.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As all functions here do, and ValueError if one of mean_q and scale_q is given without the other.
+
+    Notes
+    -----
+    The result is never negative, and 0 for equal rows. A variance of 0 in p alone makes it infinite; in q it is NaN,
+    as there is no density. The result is right to a few of its last bits however close p and q are, for every term is
+    computed as a quantity >= 0: with φ(a, b) = a log(a/b) − a + b, the second part of one is φ(vq, vp)/vq.
+
+    References
+    ----------
+    J. Duchi, "Derivations for Linear Algebra and Optimization", section 9; D. P. Kingma and M. Welling, "Auto-Encoding
+    Variational Bayes" (2014), appendix B.
+
+    Examples
+    --------
+    >>> import fastkl
+    >>> fastkl.gaussian_kl([[0.0, 1.0], [0.5, 0.5]], [[1.0, 1.0], [2.0, 0.5]])
+    array([0.5 , 0.5 ])
+    >>> fastkl.gaussian_kl([0.0, 1.0], 1.0, 0.0, [1.0, 4.0], axis=None)
+    array([0.        , 0.44314718])
+    """
+    gaussian_scale(scale)
+    operands, names = gaussian_operands(mean_p, scale_p, mean_q, scale_q)
+    rows = gaussian_rows(operands, names, axis, dtype)
+    bound = thread_bound(n_threads)
+    invalid_choice(invalid)
+    target, copy_to = target_for(rows, keepdims, out)
+    reduce(
+        _GAUSSIAN,
+        (GAUSSIAN_OPS["kl"],),
+        rows.operands,
+        tuple(TYPES[name] for name in rows.types.operands),
+        TYPES[rows.types.row],
+        rows.axis,
+        rows.length,
+        (target,),
+        threads_for(bound, target.size * rows.length),
+        scale=SCALES[scale],
+    )
+    return deliver(rows, target, copy_to, gaussian_fault(scale), keepdims, out, invalid)
+
+
+def reparameterize(
+    mean: ArrayLike,
+    scale: ArrayLike,
+    *,
+    scale_kind: Literal["var", "std", "logvar"] = "logvar",
+    rng: np.random.Generator | int | None = None,
+) -> Result:
+    """A sample μ + σ ε of each Gaussian, with ε from N(0, 1): a smooth function of its parameters.
+
+    Parameters
+    ----------
+    mean, scale : array_like
+        The means and the scales, which broadcast.
+    scale_kind : {"var", "std", "logvar"}
+        What the scales are: variances, standard deviations, or logarithms of variances.
+    rng : numpy.random.Generator, int or None
+        The source of ε, or the seed of a new one; None is unpredictable.
+
+    Returns
+    -------
+    ndarray or scalar
+        The samples, in the broadcast shape; float32 where NumPy's promotion of the operands gives float32 or less, and
+        float64 otherwise. The same seed, shape and dtype give the same samples.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As all functions here do.
+
+    Notes
+    -----
+    NaN, an infinite mean, a negative variance or standard deviation and an infinite one give NaN; a variance of 0 gives
+    the mean.
+
+    References
+    ----------
+    D. P. Kingma and M. Welling, "Auto-Encoding Variational Bayes" (2014), section 2.4.
+
+    Examples
+    --------
+    >>> import fastkl
+    >>> fastkl.reparameterize([1.0, 2.0], [0.0, 0.0], scale_kind="var", rng=0)
+    array([1., 2.])
+    """
+    gaussian_scale(scale_kind)
+    rows = gaussian_rows((mean, scale), ("mean", "scale"), None, None)
+    generator = np.random.default_rng(rng)
+    dtype = rows.types.result
+    means, scales = (decoded(x, name) for x, name in zip(rows.operands, rows.types.operands, strict=True))
+    sample = np.empty(rows.batch_shape, dtype)
+    generator.standard_normal(dtype=dtype, out=sample)
+    with np.errstate(all="ignore"):
+        deviation = scales.astype(dtype)
+        if scale_kind == "logvar":
+            deviation *= 0.5
+            np.exp(deviation, out=deviation)
+        elif scale_kind == "var":
+            np.sqrt(deviation, out=deviation)
+        deviation[~((deviation >= 0) & (deviation < np.inf))] = np.nan
+        sample *= deviation
+        sample += np.where(np.isfinite(means), means, np.nan)
+    return sample if rows.batch_shape else sample[()]
