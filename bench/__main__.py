@@ -9,7 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fastkl
-from bench import accuracy, bandwidth, cases, layouts, machine, memory, overhead, peers, report, sweep, threads
+from bench import (
+    accuracy,
+    bandwidth,
+    cases,
+    gaussian,
+    layouts,
+    machine,
+    memory,
+    overhead,
+    peers,
+    report,
+    sweep,
+    threads,
+)
 from bench.timing import Settings, usable_levels
 
 README = machine.ROOT / "README.md"
@@ -24,6 +37,8 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[report.Figure]]] = {
     "peers": peers.measure,
     "errors": peers.measure_errors,
     "accuracy": accuracy.measure,
+    "gaussian": gaussian.measure,
+    "gaussian peers": gaussian.measure_peers,
 }
 
 

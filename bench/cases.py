@@ -67,6 +67,10 @@ CONTRACT: dict[str, dict[str, Target]] = {
         "PyTorch kl_div over log_softmax": Target(AT_LEAST, 10),
         "NumKong": Target(AT_LEAST, 2),
     },
+    "gaussian": {
+        "var, rows, float64": _bandwidth(0.90, 0.75),
+        "logvar, N(0, I), float32": _bandwidth(0.90, 0.75),
+    },
     "accuracy": {
         f"{title} {dtype}": Target(AT_MOST, 8 if dtype == "float64" else 4)
         for title in (

@@ -21,6 +21,8 @@ SECTIONS = {
     "peers": "Peers: their time over that of fastkl's default call, all threads, the same rows in the same run",
     "errors": "Peers: worst error against the exact value of what each one computes, ulp of the input type",
     "accuracy": "Accuracy: worst error against the exact value",
+    "gaussian": "Gaussians: input bytes per second over those of `numpy.dot`, same bytes, same threads",
+    "gaussian peers": "Gaussians: the time of the usual lines over that of fastkl's default call, all threads",
 }
 
 
@@ -227,6 +229,10 @@ def readme_parts(machine: dict, settings: dict, records: Sequence[dict]) -> dict
         _pivot(records, "bandwidth", _level_and_threads, "kernel"),
         "How many times as long others take for the same rows (all threads that each can use, K=128):",
         _pivot(records, "peers", lambda r: r["case"], "peer", lambda r: r["variant"]),
+        "The same for Gaussians, as *scale, prior, type*:",
+        _pivot(records, "gaussian", _level_and_threads, "kernel", lambda r: f"{r['case']}, {r['variant']}"),
+        "How many times as long the usual lines take for these, K=128:",
+        _pivot(records, "gaussian peers", lambda r: r["case"], "kernel", lambda r: r["variant"]),
         "Time per element over that at K=128, worst of all levels and thread counts:",
         _pivot(records, "sweep", lambda r: r["variant"], "kernel"),
         "Time over the contiguous case, worst of all levels and thread counts:",

@@ -26,8 +26,11 @@ BOUNDS = {
     "log1p": (2, "vd_log1p", 3),
     "exp": (3, "vd_exp_excess", 1.5),
     "exp_excess": (4, "vd_exp_excess", 12),
-    "phi_float": (5, "vf_phi", 5),
+    "phi_over": (5, "vd_phi_over", 7.5),
+    "phi_float": (6, "vf_phi", 5),
+    "excess_float": (7, "vf_excess", 3),
 }
+FLOATS = ("phi_float", "excess_float")
 # The second statement about the excess: inside the first interval it does not cancel.
 EXCESS_INSIDE = (0.34, 3)
 
@@ -85,6 +88,8 @@ def arguments(name):
         # kernels take no rows whose sums exceed 2**900 (of floats 2**100). From twice the smallest normal number up,
         # for q is brought into the octave around p.
         a, b = pairs(rng, -1021, 980, np.float64)
+    elif name == "phi_over":
+        a, b = pairs(rng, -450, 450, np.float64)
     elif name == "phi_float":
         a, b = pairs(rng, -125, 118, np.float32)
     else:
@@ -109,7 +114,9 @@ def arguments(name):
                 ends,
                 [0.0, 700.0, -700.0],
             ])  # fmt: skip
-            a = a[np.abs(a) <= 700]
+            a = a[np.abs(a) <= (80 if name == "excess_float" else 700)]
+            if name == "excess_float":
+                a = a[np.abs(a) >= 2.0**-60].astype(np.float32).astype(np.float64)
         b = np.ones_like(a)
     if name == "log1p":
         a = a[a > -1]
@@ -126,6 +133,8 @@ def exact_value(name, a, b):
     x, y = arb(a), arb(b)
     if name in ("phi", "phi_float"):
         return x * (x / y).log() - x + y
+    if name == "phi_over":
+        return (x / y).log() - 1 + y / x
     if name == "log_ratio":
         return (x / y).log()
     if name == "log1p":
@@ -167,10 +176,10 @@ def probe(name, a, b):
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_error(level, name, exact):
-    if name == "phi_float" and level not in FMA_LEVELS:
+    if name in FLOATS and level not in FMA_LEVELS:
         return  # without fused multiply-adds, floats are computed as doubles
     a, b, high, low = exact(name)
-    dtype = np.float32 if name == "phi_float" else np.float64
+    dtype = np.float32 if name in FLOATS else np.float64
     result = probe(name, a, b)
     assert np.isfinite(result).all()
     # A result that is subnormal has lost its last bits whatever computed it.

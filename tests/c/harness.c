@@ -786,7 +786,7 @@ static void check_gaussians(enum fkl_scale scale, int n_operands, enum fkl_type 
 /* The functions of vmath.h over arrays of exactly their size; what they compute is for tests/test_vmath.py. */
 static void check_probe(const fkl_level *level)
 {
-    for (int function = FKL_PROBE_PHI; function <= FKL_PROBE_PHI_FLOAT; function++)
+    for (int function = FKL_PROBE_PHI; function <= FKL_PROBE_EXCESS_FLOAT; function++)
         for (ptrdiff_t n = 16; n <= 48; n += 16) {
             double *a = allocate((size_t)n * sizeof(double)), *b = allocate((size_t)n * sizeof(double));
             double *result = allocate((size_t)n * sizeof(double));

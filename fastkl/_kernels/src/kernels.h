@@ -98,7 +98,8 @@ static inline size_t fkl_scratch_bytes(enum fkl_family family, ptrdiff_t length)
 
 /* Functions of vmath.h by number, for the tests that measure their errors. */
 enum fkl_probe {
-    FKL_PROBE_PHI, FKL_PROBE_LOG_RATIO, FKL_PROBE_LOG1P, FKL_PROBE_EXP, FKL_PROBE_EXP_EXCESS, FKL_PROBE_PHI_FLOAT
+    FKL_PROBE_PHI, FKL_PROBE_LOG_RATIO, FKL_PROBE_LOG1P, FKL_PROBE_EXP, FKL_PROBE_EXP_EXCESS, FKL_PROBE_PHI_OVER,
+    FKL_PROBE_PHI_FLOAT, FKL_PROBE_EXCESS_FLOAT /* from here on of floats */
 };
 
 typedef struct {

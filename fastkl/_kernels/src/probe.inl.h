@@ -5,7 +5,7 @@
 static void probe(int function, ptrdiff_t n, const double *a, const double *b, double *result)
 {
     for (ptrdiff_t i = 0; i + VD <= n; i += VD) {
-        vd x = vd_load(a + i), y = vd_load(b + i), exponential, value;
+        vd x = vd_load(a + i), y = vd_load(b + i), other, value;
         switch (function) {
         case FKL_PROBE_PHI:
             value = vd_phi(x, y);
@@ -20,7 +20,10 @@ static void probe(int function, ptrdiff_t n, const double *a, const double *b, d
             vd_exp_excess(x, &value);
             break;
         case FKL_PROBE_EXP_EXCESS:
-            value = vd_exp_excess(x, &exponential);
+            value = vd_exp_excess(x, &other);
+            break;
+        case FKL_PROBE_PHI_OVER:
+            value = vd_phi_over(x, y, &other);
             break;
         default:
             value = vd_set(0.0);
@@ -29,14 +32,13 @@ static void probe(int function, ptrdiff_t n, const double *a, const double *b, d
         vd_store(result + i, value);
     }
 #if VD > 1 && FKL_HAVE_FMA
-    if (function == FKL_PROBE_PHI_FLOAT)
-        for (ptrdiff_t i = 0; i + VF <= n; i += VF) {
-            float x[VF], y[VF];
-            for (int j = 0; j < VF; j++)
-                x[j] = (float)a[i + j], y[j] = (float)b[i + j];
-            vf_store(x, vf_phi(vf_load(x), vf_load(y)));
-            for (int j = 0; j < VF; j++)
-                result[i + j] = x[j];
-        }
+    for (ptrdiff_t i = 0; i + VF <= n && function >= FKL_PROBE_PHI_FLOAT; i += VF) {
+        float x[VF], y[VF];
+        for (int j = 0; j < VF; j++)
+            x[j] = (float)a[i + j], y[j] = (float)b[i + j];
+        vf_store(x, function == FKL_PROBE_PHI_FLOAT ? vf_phi(vf_load(x), vf_load(y)) : vf_excess(vf_load(x)));
+        for (int j = 0; j < VF; j++)
+            result[i + j] = x[j];
+    }
 #endif
 }
