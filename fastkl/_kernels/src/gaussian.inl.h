@@ -18,6 +18,8 @@ FKL_INLINE double gaussian_limit(const enum fkl_scale scale)
     return scale == FKL_VAR ? 0x1p450 : scale == FKL_STD ? 0x1p225 : 600.0;
 }
 
+#define FLOAT_LIMIT 80.0f /* the same of logarithms in float arithmetic: see vf_excess() */
+
 /* The smallest and the largest of the numbers that must stay within the limit. NaN in them is NaN in the terms. */
 struct extent {
     vd least[PARTS], most[PARTS];
@@ -242,7 +244,7 @@ FKL_INLINE unsigned within(const enum fkl_scale scale, const int in_float, const
         for (int j = 0; j < PARTS; j++)
             vf_store(largest + j * VF, sums->largest[j]);
         for (int i = 0; i < LANES; i++)
-            lanes |= (unsigned)(largest[i] <= 80.0f && largest[i + LANES] <= 80.0f) << i;
+            lanes |= (unsigned)(largest[i] <= FLOAT_LIMIT && largest[i + LANES] <= FLOAT_LIMIT) << i;
         return lanes;
     }
 #endif
@@ -250,6 +252,20 @@ FKL_INLINE unsigned within(const enum fkl_scale scale, const int in_float, const
     for (int j = 0; j < PARTS; j++)
         lanes |= md_lanes(md_and(vd_le(least, sums->extent.least[j]), vd_le(sums->extent.most[j], most))) << j * VD;
     return lanes;
+}
+
+/* Are they in all lanes? */
+FKL_INLINE int all_within(const enum fkl_scale scale, const int in_float, const struct gaussian_sums *sums)
+{
+#if FKL_GAUSSIAN_FLOATS
+    if (in_float) {
+        vf largest = sums->largest[0];
+        for (int j = 1; j < PARTS; j++)
+            largest = vf_max(largest, sums->largest[j]);
+        return mf_all(vf_le(largest, vf_set(FLOAT_LIMIT)));
+    }
+#endif
+    return within(scale, in_float, sums) == (1u << LANES) - 1u;
 }
 
 /* Is a result finite, and in float arithmetic far from where squares over- and underflow? NaN is not. */
@@ -336,7 +352,7 @@ FKL_INLINE void gaussian_rows(const enum fkl_scale scale, const int prior, const
                     if (length > GAUSSIAN_BLOCK)
                         total += vd_add_lanes(sum.low);
                     result[first + i] = 0.5 * total;
-                    good[i] = within(scale, in_float, &sum) == (1u << LANES) - 1u;
+                    good[i] = all_within(scale, in_float, &sum);
                 }
             }
         }
