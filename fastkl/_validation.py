@@ -1,8 +1,9 @@
 """The checks: the one place that knows shapes, dtypes, axes, ``out`` and errors.
 
-A public function takes its operands through :func:`row_pairs` or :func:`gaussian_rows` and its other options through the function of the same
-name here, asks :func:`target_for` where to write, computes, and returns what :func:`deliver` gives. Nothing compiled is
-imported, so that the compiled functions and their NumPy twins in :mod:`fastkl.reference` share every rule and message.
+A public function takes its operands through :func:`row_pairs` or :func:`gaussian_rows` and its other options through
+the function of the same name here, asks :func:`target_for` where to write, computes, and returns what :func:`deliver`
+gives. Nothing compiled is imported, so that the compiled functions and their NumPy twins in :mod:`fastkl.reference`
+share every rule and message.
 """
 
 from __future__ import annotations
@@ -135,6 +136,18 @@ def gaussian_rows(
     They broadcast; but along ``axis``, only a scalar is stretched. A Python number takes the type of the others, as in
     NumPy.
     """
+    first = operands[0]
+    if type(first) is np.ndarray and type(axis) is int and axis == -1 and dtype is None:  # as in row_pairs()
+        shape = first.shape
+        matching = _MATCHING_FOUR if len(operands) == 4 else _MATCHING
+        known = matching.get(first.dtype)
+        if known is not None and shape and shape[-1]:
+            for operand in operands:
+                if type(operand) is not np.ndarray or operand.dtype is not first.dtype or operand.shape != shape:
+                    break
+            else:
+                return Rows(operands, names, known, -1, shape[-1], shape[:-1])
+
     _dtype(dtype)
     numbers = [_numbers(operand, name, dtype) for operand, name in zip(operands, names, strict=True)]
     strong = tuple(x[1] for x, operand in zip(numbers, operands, strict=True) if type(operand) not in (int, float))
@@ -224,7 +237,8 @@ def deliver(
 ) -> Result:
     """What the caller gets once the target is filled; ValueError for NaN in it with ``invalid="raise"``.
 
-    ``fault`` tells what is wrong with a row. ``out`` holds the results by then, so that whoever catches the error still has those of the good rows.
+    ``fault`` tells what is wrong with a row. ``out`` holds the results by then, so that whoever catches the error still
+    has those of the good rows.
     """
     if copy_to is not None:
         copy_to[...] = target
@@ -386,7 +400,8 @@ def _types(types: tuple[str, ...]) -> Types:
 
 
 _PAIR = ("p", "q")
-_MATCHING = {dtype: _types((name, name)) for dtype, name in _TYPE_NAMES.items()}
+_MATCHING = {dtype: _types((name,) * 2) for dtype, name in _TYPE_NAMES.items()}
+_MATCHING_FOUR = {dtype: _types((name,) * 4) for dtype, name in _TYPE_NAMES.items()}
 
 
 def _dtype(dtype: str | None) -> None:
@@ -429,7 +444,8 @@ def weights_fault(normalize: bool) -> Fault:
     """What makes a row of weights invalid."""
 
     def fault(row: NDArray[np.float64], name: str) -> str:
-        found = _first(row, name, ("NaN", np.isnan(row)), ("negative value", row < 0), ("infinite value", np.isinf(row)))
+        nan, infinite = ("NaN", np.isnan(row)), ("infinite value", np.isinf(row))
+        found = _first(row, name, nan, ("negative value", row < 0), infinite)
         return found or (f"sum is zero in {name}" if normalize and not row.any() else "")
 
     return fault

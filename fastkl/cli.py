@@ -1,6 +1,6 @@
 """The command ``fastkl``: score files of distributions that may be larger than memory, and say what was built.
 
-``score`` walks two ``.npy`` files in windows of fixed size, so its memory use does not depend on theirs. Every input is
+``score`` walks its ``.npy`` files in windows of fixed size, so its memory use does not depend on theirs. Every input is
 checked, and the room for the result reserved, before the first row is scored.
 """
 
@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,13 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser(
         "score",
         help="score every row of P against the same row of Q",
-        description="Score every row of P against the same row of Q (or one row against all), a number a row.",
+        description="Score every row of P against the same row of Q (or one row against all), a number a row.\n"
+        "With --gaussian the files are the means and scales of Gaussians: P's, and Q's unless Q is N(0, I).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     score.set_defaults(run=_score)
     score.add_argument("p", metavar="P.npy", help="array (..., K); a row along the last axis is one distribution")
     score.add_argument("q", metavar="Q.npy", help="array of the same shape; either file may hold one row, against all")
+    score.add_argument(
+        "prior", metavar="PRIOR.npy", nargs="*", help="with --gaussian: means and scales of Q; the two before are P's"
+    )
     score.add_argument(
         "-o",
         "--output",
@@ -91,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         choices=METRICS,
         help="repeat for several in one pass (default: kl): " + ", ".join(METRICS),
+    )
+    score.add_argument(
+        "--gaussian",
+        choices=("var", "std", "logvar"),
+        help="score Gaussians with independent components; what their scales are",
     )
     score.add_argument("--no-normalize", action="store_true", help="do not divide rows by their sums")
     score.add_argument("--base", type=float, metavar="B", help="of the logarithms (default: e)")
@@ -150,31 +159,21 @@ def _score(arguments: argparse.Namespace) -> int:
     bfloat16 = arguments.dtype == "bfloat16"
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(_StopSignals())
-        p = stack.enter_context(RowFile(arguments.p, bfloat16=bfloat16))
-        q = stack.enter_context(RowFile(arguments.q, bfloat16=bfloat16))
-        shape = _result_shape(p, q)
-        score = partial(
-            fastkl.score,
-            metrics=metrics,
-            normalize=not arguments.no_normalize,
-            base=arguments.base,
-            weight=arguments.weight,
-            alpha=arguments.alpha,
-            positions=None if arguments.positions is None else _load_positions(arguments.positions),
-            n_threads=arguments.threads,
-            dtype=arguments.dtype,
-        )
+        score = _gaussian_scoring(arguments) if arguments.gaussian else _discrete_scoring(arguments, metrics)
+        paths = (arguments.p, arguments.q, *arguments.prior)
+        files = [stack.enter_context(RowFile(path, bfloat16=bfloat16)) for path in paths]
+        shape = _result_shape(files)
         try:  # no rows: only the types and the options are looked at
-            empty = score(np.empty((0, p.row_length), p.dtype), np.empty((0, q.row_length), q.dtype))
+            empty = score(*(np.empty((0, file.row_length), file.dtype) for file in files))
         except (TypeError, ValueError) as error:
             raise Refused(str(error)) from None
         dtype = _result_dtype(empty)
         result = stack.enter_context(
-            ResultFile(arguments.output, shape, dtype, force=arguments.force, inputs=(p, q)),
+            ResultFile(arguments.output, shape, dtype, force=arguments.force, inputs=files),
         )
 
         started = time.perf_counter()
-        moments = _score_rows(score, p, q, result, signals)
+        moments = _score_rows(score, files, result, signals)
         seconds = time.perf_counter() - started
         result.commit()
 
@@ -184,18 +183,18 @@ def _score(arguments: argparse.Namespace) -> int:
                 yield records if dtype.names is None else records[metric]
 
         n_rows = math.prod(shape)
+        names = ("mean_p", "scale_p", "mean_q", "scale_q") if arguments.gaussian else ("p", "q")
         summary = {
-            "p": arguments.p,
-            "q": arguments.q,
+            **dict(zip(names, paths, strict=False)),
             "output": arguments.output,
             "shape": list(shape),
             "rows": n_rows,
-            "row_length": p.row_length,
+            "row_length": files[0].row_length,
             "base": arguments.base,
             "metrics": {metric: summarize(moments[metric], partial(column, metric)) for metric in metrics},
             "seconds": seconds,
             "rows_per_second": n_rows / seconds,
-            "gigabytes_per_second": n_rows * _bytes_per_row(p, q) / seconds / 1e9,
+            "gigabytes_per_second": n_rows * _bytes_per_row(files) / seconds / 1e9,
             "simd_level": fastkl.simd_level(),
             "threads": arguments.threads or fastkl.get_num_threads(),
         }
@@ -204,14 +203,57 @@ def _score(arguments: argparse.Namespace) -> int:
     return _verdict(summary["metrics"], arguments.fail_above)
 
 
+#: Of a window of rows of each file: the results by metric.
+_Scoring: TypeAlias = Callable[..., dict[str, Any]]
+
+
+def _discrete_scoring(arguments: argparse.Namespace, metrics: tuple[str, ...]) -> _Scoring:
+    if arguments.prior:
+        raise Refused(f"{len(arguments.prior) + 2} files: two are compared, unless --gaussian says what they are")
+    return partial(
+        fastkl.score,
+        metrics=metrics,
+        normalize=not arguments.no_normalize,
+        base=arguments.base,
+        weight=arguments.weight,
+        alpha=arguments.alpha,
+        positions=None if arguments.positions is None else _load_positions(arguments.positions),
+        n_threads=arguments.threads,
+        dtype=arguments.dtype,
+    )
+
+
+def _gaussian_scoring(arguments: argparse.Namespace) -> _Scoring:
+    if len(arguments.prior) not in (0, 2):
+        raise Refused(f"--gaussian needs two files, or four with those of Q, got {len(arguments.prior) + 2}")
+    unused = {
+        "--metric": arguments.metric not in (None, ["kl"]),
+        "--no-normalize": arguments.no_normalize,
+        "--base": arguments.base is not None,
+        "--alpha": arguments.alpha is not None,
+        "--positions": arguments.positions is not None,
+    }
+    if any(unused.values()):
+        given = ", ".join(option for option, is_given in unused.items() if is_given)
+        raise Refused(f"--gaussian scores the KL divergence in nats: leave out {given}")
+
+    def score(*operands: NDArray[Any]) -> dict[str, Any]:
+        values = fastkl.gaussian_kl(
+            *operands, scale=arguments.gaussian, n_threads=arguments.threads, dtype=arguments.dtype
+        )
+        return {"kl": values}
+
+    return score
+
+
 def _score_rows(
-    score: Callable[..., dict[str, Any]], p: RowFile, q: RowFile, result: ResultFile, signals: "_StopSignals"
+    score: _Scoring, files: Sequence[RowFile], result: ResultFile, signals: "_StopSignals"
 ) -> dict[str, RunningMoments]:
     """Fill the result window by window, and return the moments of each metric."""
     moments: dict[str, RunningMoments] = defaultdict(RunningMoments)
-    with _Progress(result.n_rows, _bytes_per_row(p, q)) as progress:
-        for stop, p_rows, q_rows in _windows(p, q, result.n_rows):
-            values = score(p_rows, q_rows)
+    with _Progress(result.n_rows, _bytes_per_row(files)) as progress:
+        for stop, rows in _windows(files, result.n_rows):
+            values = score(*rows)
             result.append(_as_records(values, result.dtype))
             for metric, column in values.items():
                 moments[metric].add(column)
@@ -220,18 +262,17 @@ def _score_rows(
     return moments
 
 
-def _result_shape(p: RowFile, q: RowFile) -> tuple[int, ...]:
+def _result_shape(files: Sequence[RowFile]) -> tuple[int, ...]:
     """Shape of the result: rows pair up one to one, or one row stands against all."""
-    if p.row_length != q.row_length:
-        raise Refused(f"{p.path} has shape {p.shape} and {q.path} {q.shape}: their rows differ in length")
+    shapes = " and ".join(f"{file.path}{' has shape' if i == 0 else ''} {file.shape}" for i, file in enumerate(files))
+    if len({file.row_length for file in files}) > 1:
+        raise Refused(f"{shapes}: their rows differ in length")
     try:
-        shape = np.broadcast_shapes(p.shape[:-1], q.shape[:-1])
+        shape = np.broadcast_shapes(*(file.shape[:-1] for file in files))
     except ValueError:
         shape = None
-    if shape is None or any(file.n_rows not in (1, math.prod(shape)) for file in (p, q)):
-        raise Refused(
-            f"{p.path} has shape {p.shape} and {q.path} {q.shape}: the same shape, or one row in one, is needed"
-        )
+    if shape is None or any(file.n_rows not in (1, math.prod(shape)) for file in files):
+        raise Refused(f"{shapes}: the same shape, or one row in {'one' if len(files) == 2 else 'some'}, is needed")
     return shape
 
 
@@ -258,20 +299,19 @@ def _as_records(values: Mapping[str, NDArray[Any]], dtype: np.dtype[Any]) -> NDA
     return records
 
 
-def _bytes_per_row(p: RowFile, q: RowFile) -> int:
+def _bytes_per_row(files: Sequence[RowFile]) -> int:
     """Bytes read for one row of the result; a row that stands against all others is read once."""
-    n_rows = max(p.n_rows, q.n_rows)
-    return sum(file.row_bytes for file in (p, q) if file.n_rows == n_rows)
+    n_rows = max(file.n_rows for file in files)
+    return sum(file.row_bytes for file in files if file.n_rows == n_rows)
 
 
-def _windows(p: RowFile, q: RowFile, n_rows: int) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
-    """Pairs of windows on the rows, each with the number of rows up to its end; a single row is read but once."""
-    held = {file: np.array(file.rows(0, 1)) for file in (p, q) if file.n_rows == 1}
-    rows_per_window = max(1, _WINDOW_BYTES // max(p.row_bytes, q.row_bytes))
+def _windows(files: Sequence[RowFile], n_rows: int) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+    """Windows on the rows of all files, each with the number of rows up to its end; a single row is read but once."""
+    held = {file: np.array(file.rows(0, 1)) for file in files if file.n_rows == 1}
+    rows_per_window = max(1, _WINDOW_BYTES // max(file.row_bytes for file in files))
     for start in range(0, n_rows, rows_per_window):
         stop = min(start + rows_per_window, n_rows)
-        p_rows, q_rows = (held[file] if file in held else file.rows(start, stop) for file in (p, q))
-        yield stop, p_rows, q_rows
+        yield stop, [held[file] if file in held else file.rows(start, stop) for file in files]
 
 
 def _verdict(metrics: Mapping[str, Mapping[str, float]], threshold: float | None) -> int:

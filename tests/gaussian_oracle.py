@@ -1,4 +1,4 @@
-"""Exact values of the divergence between diagonal Gaussians, in ball arithmetic, and how far a result may be from them."""
+"""Exact values of the divergence between diagonal Gaussians, and how far a result may be from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 from flint import arb, ctx
-from oracles import exact_values, ulp, ulp_error
+from oracles import exact_values, ulp_error
 
 # The accuracy contract: ulps allowed in a (float64, float32) result.
 BOUND = (16, 8)
@@ -35,7 +35,9 @@ def exact_gaussian(operands, scale, axis=-1, dtype=None):
 
 def _exact_row(rows, scale):
     one = 0.0 if scale == "logvar" else 1.0
-    means_p, scales_p, means_q, scales_q = rows if len(rows) == 4 else (*rows, [0.0] * len(rows[0]), [one] * len(rows[0]))
+    if len(rows) == 2:
+        rows = [*rows, [0.0] * len(rows[0]), [one] * len(rows[0])]
+    means_p, scales_p, means_q, scales_q = rows
     no_width = -math.inf if scale == "logvar" else 0.0
     if any(not math.isfinite(x) for x in means_p + means_q):
         return math.nan
@@ -73,9 +75,5 @@ def assert_gaussian(result, operands, scale, axis=-1, dtype=None):
     assert result.shape == expected.shape
     bound = BOUND[result.dtype == np.float32]
     for index in np.ndindex(expected.shape):
-        exact = expected[index]
-        error = ulp_error(result[index], exact, result.dtype)
-        if error <= bound:
-            continue
-        tiny = isinstance(exact, Fraction) and abs(Fraction(float(result[index])) - exact) <= bound * ulp(0, result.dtype)
-        assert tiny, f"{scale}: row {index} gives {result[index]!r}, {error:.3g} ulp from the exact value"
+        error = ulp_error(result[index], expected[index], result.dtype)
+        assert error <= bound, f"{scale}: row {index} gives {result[index]!r}, {error:.3g} ulp from the exact value"

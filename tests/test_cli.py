@@ -495,6 +495,39 @@ def test_options_out_of_range(folder, capsys, options):
     assert_refused(capsys, "score", "P.npy", "Q.npy", "-o", "OUT.npy", *options, says="")
 
 
+@pytest.mark.parametrize("scale", ["var", "std", "logvar"])
+def test_gaussians(folder, capsys, monkeypatch, scale):
+    monkeypatch.setattr(cli, "_WINDOW_BYTES", 777 * K * 8)  # two windows
+    m, s = load_inputs()
+    assert cli.main(["score", "P.npy", "Q.npy", "-o", "OUT.npy", "--gaussian", scale, "--json"]) == 0
+    np.testing.assert_array_equal(np.load("OUT.npy"), fastkl.gaussian_kl(m, s, scale=scale))
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["mean_p"], summary["scale_p"], summary["rows"]) == ("P.npy", "Q.npy", N)
+    assert "mean_q" not in summary
+
+    np.save("mean.npy", m[:1] + 1)
+    arguments = ["score", "P.npy", "Q.npy", "mean.npy", "Q.npy", "-o", "PAIRS.npy", "--gaussian", scale]
+    assert cli.main([*arguments, "--fail-above", "0.001"]) == cli.EXIT_MEAN_EXCEEDED
+    np.testing.assert_array_equal(np.load("PAIRS.npy"), fastkl.gaussian_kl(m, s, m[:1] + 1, s, scale=scale))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["P.npy", "Q.npy", "P.npy", "--gaussian", "var"], "two files, or four with those of Q, got 3"),
+        (["P.npy", "Q.npy", "P.npy"], "3 files: two are compared, unless --gaussian"),
+        (["P.npy", "Q.npy", "--gaussian", "var", "--metric", "js"], "leave out --metric"),
+        (["P.npy", "Q.npy", "--gaussian", "var", "--base", "2", "--no-normalize"], "leave out --no-normalize, --base"),
+        (["P.npy", "Q.npy", "short.npy", "Q.npy", "--gaussian", "var"], "their rows differ in length"),
+        (["P.npy", "Q.npy", "two.npy", "Q.npy", "--gaussian", "var"], "the same shape, or one row in some, is needed"),
+    ],
+)
+def test_what_gaussians_refuse(folder, capsys, arguments, says):
+    np.save("short.npy", np.ones((N, K - 1)))
+    np.save("two.npy", np.ones((2, K)))
+    assert_refused(capsys, "score", *arguments, "-o", "OUT.npy", says=says)
+
+
 def test_inputs_that_cannot_be_opened(folder, capsys):
     assert_refused(capsys, "score", "absent.npy", "Q.npy", "-o", "OUT.npy", says="absent.npy: No such file")
     assert_refused(capsys, "score", "P.npy", ".", "-o", "OUT.npy", says=".: Is a directory")

@@ -3,8 +3,8 @@
 
 A batch of rows is walked as blocks of rows at equal distances. The batch axes are sorted by the operands' strides and
 merged where memory allows, so that the innermost one is the best run of rows; a block is a stretch of it, small enough
-that several operations on it find it in the cache. Threads share the blocks. Broadcasting is a stride of 0, so nothing is
-copied for it, and a row's result does not depend on how the walk cut the batch.
+that several operations on it find it in the cache. Threads share the blocks. Broadcasting is a stride of 0, so nothing
+is copied for it, and a row's result does not depend on how the walk cut the batch.
 """
 
 cimport numpy as cnp

@@ -11,5 +11,6 @@ sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1)
 # The equals sign: careful.c defines it as well, as nothing.
 "$python" tests/c/build.py other "$build/sanitized-one-lane" "${CC:-gcc}" "${sanitizers[@]}" -DFASTKL_SCALAR=
 wait $!
-"$build/sanitized"
+"$build/sanitized" &
 "$build/sanitized-one-lane"
+wait $!

@@ -76,8 +76,10 @@ static double excess(double a, double b, int shift)
         const double at_x = vd_exp_excess(x, &value);
         return ldexp(at_x + (value - 1.0) * low, shift);
     }
-    struct split y = exponential(isinf(x) ? (x > 0.0 ? 1e6 : -1e6) : x);
-    if (fabs(x) < 1e6) /* beyond, low may be NaN, and e^x is 0 or infinite */
+    if (x > 1e6)
+        return INFINITY;
+    struct split y = exponential(x);
+    if (x > -1e6) /* below, low may be NaN, and e^x is 0 */
         y.mantissa += y.mantissa * low;
     return (ldexp(y.mantissa, y.exponent + shift) - ldexp(1.0, shift)) - (ldexp(a, shift) - ldexp(b, shift));
 }

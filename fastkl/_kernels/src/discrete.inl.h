@@ -314,7 +314,7 @@ static void one_pass(const struct plan *plan, struct batch *batch, struct group 
         memcpy(first, batch->result[i], sizeof first);
         /* The error of c enters squared: these sums will do for any result that finish() vouches for. Those of floats
          * are too rough. */
-        memcpy(terms[i].sum[0], terms[i].sum[1], 2 * sizeof terms[i].sum[0]);
+        memmove(terms[i].sum[0], terms[i].sum[1], 2 * sizeof terms[i].sum[0]);
         two_passes(&second, batch, &again, i, i + 1, plan->floats ? NULL : &terms[i]);
         for (int j = 0; j < batch->counts[i]; j++)
             if (good >> j & 1)

@@ -11,8 +11,8 @@
 
 #include <float.h>
 
-/* Elements and ratios in [1/limit, limit] leave every product here far from the ends of the range; with standard
- * deviations squares are taken. Of logarithms (and, halved, of what an exponential is taken of) the limit is a bound. */
+/* Scales in [1/limit, limit] leave every product here far from the ends of the range; with standard deviations squares
+ * are taken. Of what an exponential is taken of the limit is a bound. */
 FKL_INLINE double gaussian_limit(const enum fkl_scale scale)
 {
     return scale == FKL_VAR ? 0x1p450 : scale == FKL_STD ? 0x1p225 : 600.0;
@@ -283,7 +283,8 @@ FKL_INLINE void gaussian_rows(const enum fkl_scale scale, const int prior, const
                               char *scratch)
 {
     const ptrdiff_t length = problem->length, size = type_size(type);
-    const int n_operands = prior ? 4 : 2, across = length <= FKL_SHORT, in_float = gaussian_in_float(scale, prior, type);
+    const int n_operands = prior ? 4 : 2, across = length <= FKL_SHORT;
+    const int in_float = gaussian_in_float(scale, prior, type);
     int direct[FKL_MOST_OPERANDS], flat[FKL_MOST_OPERANDS], all_direct = !across;
     char *tile[FKL_MOST_OPERANDS];
     for (int k = 0; k < n_operands; k++) {

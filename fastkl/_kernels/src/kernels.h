@@ -61,9 +61,9 @@ typedef struct {
 typedef void fkl_kernel(int operation, int row_type, const fkl_rows *operands, ptrdiff_t n_rows,
                         const fkl_problem *problem, double *result, void *scratch);
 
-/* Scratch space of the discrete family: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to FKL_TILE_LENGTH elements of each
- * row at a time, which is a multiple of the summation block; behind them the rows of p and of q that are packed ahead
- * of several groups, if a whole row fits. Elements are counted as doubles. */
+/* Scratch space of the discrete family: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to
+ * FKL_TILE_LENGTH elements of each row at a time, which is a multiple of the summation block; behind them the rows of p
+ * and of q that are packed ahead of several groups, if a whole row fits. Elements are counted as doubles. */
 #define FKL_SHORT 16 /* rows up to this length go eight at a time, one per lane; FKL_PACKED_ROWS of them are a tile */
 #define FKL_TILE_ROWS 8
 #define FKL_TILE_LENGTH 4096

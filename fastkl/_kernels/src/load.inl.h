@@ -1,4 +1,5 @@
-/* load.inl.h: the elements of contiguous rows as vectors, whole ones and the last part of a row; to which lane a float belongs. */
+/* load.inl.h: the elements of contiguous rows as vectors, whole ones and the last part of a row, and to which lane a
+ * float belongs. */
 #ifndef FASTKL_LOAD_H
 #define FASTKL_LOAD_H
 
