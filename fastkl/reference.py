@@ -425,8 +425,8 @@ def gaussian_kl(
     mq, sq = prior or (np.float64(0), np.float64(0 if scale == "logvar" else 1))
     with np.errstate(all="ignore"):
         if scale == "logvar":
-            apart = ((m - mq) * np.exp(-sq / 2)) ** 2
-            ratio_part = np.expm1(s - sq) - (s - sq)
+            apart = np.where(m == mq, 0, ((m - mq) * np.exp(-sq / 2)) ** 2)
+            ratio_part = np.expm1(s - sq) - np.minimum(s - sq, 1000)  # beyond, the first is infinite
         else:
             power = 1 if scale == "var" else 2
             apart = (m - mq) ** 2 / sq**power
