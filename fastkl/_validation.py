@@ -149,12 +149,17 @@ def gaussian_rows(
                 return Rows(operands, names, known, -1, shape[-1], shape[:-1])
 
     _dtype(dtype)
-    numbers = [_numbers(operand, name, dtype) for operand, name in zip(operands, names, strict=True)]
-    strong = tuple(x[1] for x, operand in zip(numbers, operands, strict=True) if type(operand) not in (int, float))
+    weak = [float(x) if type(x) is int else x if type(x) is float else None for x in operands]
+    numbers = [
+        _numbers(x if number is None else number, name, dtype)
+        for x, number, name in zip(operands, weak, names, strict=True)
+    ]
+    strong = tuple(type_name for (_, type_name), number in zip(numbers, weak, strict=True) if number is None)
     if len(strong) < len(operands) and strong and _types(strong).result == _FLOAT32:
-        for i, operand in enumerate(operands):
-            if type(operand) in (int, float):
-                numbers[i] = np.float32(operand)[...], "float32"
+        with np.errstate(over="ignore"):
+            for i, number in enumerate(weak):
+                if number is not None:
+                    numbers[i] = np.float32(number)[...], "float32"
     arrays = tuple(array for array, _ in numbers)
     types = tuple(type_name for _, type_name in numbers)
     _some_bfloat16(dtype, types)
@@ -325,10 +330,10 @@ def bin_positions(positions: ArrayLike | None, length: int) -> NDArray[np.float6
     return copied
 
 
-def gaussian_scale(scale: str) -> str:
-    """Check what the scales of Gaussians are."""
+def gaussian_scale(scale: str, name: str = "scale") -> str:
+    """Check what the scales of Gaussians are, an option of this name."""
     if scale not in ("var", "std", "logvar"):
-        raise ValueError(f"scale must be 'var', 'std' or 'logvar', got {scale!r}")
+        raise ValueError(f"{name} must be 'var', 'std' or 'logvar', got {scale!r}")
     return scale
 
 
@@ -493,8 +498,8 @@ def _raise_for_nan(rows: Rows, result: Array, fault: Fault) -> None:
     index = tuple(int(i) for i in np.unravel_index(first, rows.batch_shape)) if rows.batch_shape else ()
     faults = []
     for i, (operand, type_name, name) in enumerate(zip(rows.operands, rows.types.operands, rows.names, strict=True)):
-        if any(operand is other for other in rows.operands[:i]):
-            continue
+        if rows.names is _PAIR and any(operand is other for other in rows.operands[:i]):
+            continue  # it is what it was, and has been judged by the same rule
         every_row = np.broadcast_to(rows_last(rows, operand), (*rows.batch_shape, rows.length))
         faults.append(fault(decoded(every_row[index], type_name).astype(np.float64), name))
     # Finite values near the largest float can add up to infinity, with nothing wrong in any of them.

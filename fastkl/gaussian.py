@@ -173,8 +173,8 @@ def reparameterize(
 
     Notes
     -----
-    NaN, an infinite mean, a negative variance or standard deviation and an infinite one give NaN; a variance of 0 gives
-    the mean.
+    NaN, an infinite mean, a negative variance or standard deviation, and one that is or becomes infinite, give NaN; a
+    variance of 0 gives the mean.
 
     References
     ----------
@@ -186,7 +186,7 @@ def reparameterize(
     >>> fastkl.reparameterize([1.0, 2.0], [0.0, 0.0], scale_kind="var", rng=0)
     array([1., 2.])
     """
-    gaussian_scale(scale_kind)
+    gaussian_scale(scale_kind, "scale_kind")
     rows = gaussian_rows((mean, scale), ("mean", "scale"), None, None)
     generator = np.random.default_rng(rng)
     dtype = rows.types.result

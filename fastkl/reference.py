@@ -448,7 +448,7 @@ def reparameterize(
     rng: np.random.Generator | int | None = None,
 ) -> Result:
     """μ + σ ε, with ε from N(0, 1)."""
-    validation.gaussian_scale(scale_kind)
+    validation.gaussian_scale(scale_kind, "scale_kind")
     rows = validation.gaussian_rows((mean, scale), ("mean", "scale"), None, None)
     means, scales = (validation.decoded(x, name) for x, name in zip(rows.operands, rows.types.operands, strict=True))
     result = rows.types.result

@@ -334,7 +334,26 @@ FOUND = [
         [0.8439860450923031, 0.5117797102402437, 0.3838013257400896],
         [0.6903348952805648, 0.4337115989441648, 0.4999663200632727],
     ),
+    ("kl", {}, [44, 1375], [46, 1375]),
+    (
+        "kl",
+        {},
+        [0.0005988363939455535, 8.298224296464389e-05, 0.03601375229216931],
+        [0.00028229418332013315, 3.688099687317506e-05, 0.016006112129853027],
+    ),
 ]
+
+
+def test_one_cell_apart(level):
+    """Rows proportional but for a small cell: the rounding of its p - c q counts twice in the divergence."""
+    rng = np.random.default_rng(2)
+    p = rng.uniform(0.5, 2, (6000, 64))
+    p[:, 1:] *= 30
+    q = p.copy()
+    q[:, 0] *= 1 + 0.06 * rng.choice([-1, 1]) * rng.uniform(0.9, 1.1, 6000)
+    q *= 2.25
+    chosen = [2797, *range(0, 6000, 40)]
+    assert_contract("kl", fastkl.kl_divergence(p, q)[chosen], p[chosen], q[chosen])
 
 
 @pytest.mark.parametrize("name, options, p, q", FOUND)

@@ -135,6 +135,20 @@ def test_ends_of_the_range(scale, prior, level, rng):
         assert_gaussian(fastkl.gaussian_kl(*operands, scale=scale), operands, scale)
 
 
+@pytest.mark.parametrize("length", [1, 59, 117, 118, 234, 1000])
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_of_one_value(scale, length, level, rng):
+    """All the roundings of a sum may go one way, next to the seams of the octaves too."""
+    values = np.concatenate([rng.uniform(0.3465, 0.349, 12), rng.uniform(-0.4, 0.4, 6), rng.uniform(0.69, 0.7, 3)])
+    s = np.repeat(values[:, None], length, 1)
+    if scale != "logvar":
+        s = np.exp(s)
+    m = np.zeros_like(s)
+    assert_gaussian(fastkl.gaussian_kl(m, s, scale=scale), (m, s), scale)
+    sq = s - 0.07 if scale == "logvar" else s[::-1]
+    assert_gaussian(fastkl.gaussian_kl(m, s, m, sq, scale=scale), (m, s, m, sq), scale)
+
+
 def test_largest_result(level):
     """Half of a sum that overflows may not."""
     m = np.array([[1.5e154, 0.0]])
@@ -235,6 +249,18 @@ class TestArguments:
         s[1, 2] = s[3, 0] = 1
         with pytest.raises(ValueError, match="at index 2: zero in scale_q at position 1$"):
             module.gaussian_kl(m, s, m, np.where(np.arange(12).reshape(4, 3) == 7, 0, s), invalid="raise")
+
+    def test_invalid_rows_of_one_array_twice(self, module):
+        zeros = np.zeros((4, 3))
+        with pytest.raises(ValueError, match="zero in scale_q at position 0$"):
+            module.gaussian_kl(zeros, zeros, zeros, zeros, invalid="raise")
+        with pytest.raises(ValueError, match="negative value in scale_p at position 0$"):
+            module.gaussian_kl(zeros - 1, zeros - 1, invalid="raise")
+
+    def test_python_numbers_out_of_range(self, module):
+        m = np.ones(2, np.float32)
+        assert np.isnan(module.gaussian_kl(m, m, 10**300, 1))
+        assert module.gaussian_kl(m, m, 10**30, 1).dtype == np.float32
 
     def test_keepdims_and_out(self, module):
         m, s = np.zeros((4, 3, 2)), np.full((4, 3, 2), 2.0)

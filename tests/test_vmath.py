@@ -25,7 +25,7 @@ BOUNDS = {
     "log_ratio": (1, "vd_log_ratio", 3),
     "log1p": (2, "vd_log1p", 3),
     "exp": (3, "vd_exp_excess", 1.5),
-    "exp_excess": (4, "vd_exp_excess", 12),
+    "exp_excess": (4, "vd_exp_excess", 5),
     "phi_over": (5, "vd_phi_over", 7.5),
     "phi_float": (6, "vf_phi", 5),
     "excess_float": (7, "vf_excess", 3),

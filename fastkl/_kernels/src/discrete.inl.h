@@ -250,19 +250,15 @@ static void open_groups(const struct plan *plan, const struct batch *batch, stru
     }
 }
 
-/* The results of groups [from, to) from their sums, which a pass is for unless they are known, and then their terms. */
-static void two_passes(const struct plan *plan, struct batch *batch, struct group *g, int from, int to,
-                       const struct totals *known)
+/* The results of groups [from, to) from their sums and then their terms. */
+static void two_passes(const struct plan *plan, struct batch *batch, struct group *g, int from, int to)
 {
     const ptrdiff_t length = plan->problem->length, group_size = plan->together * length * type_size(plan->type);
     const int exact = plan->sums_pass == PASS_SUMS_EXACT, groups = to - from;
     struct totals sums[GROUPS], terms[GROUPS];
 
     open_groups(plan, batch, g, from, to, sums);
-    if (known)
-        memcpy(sums, known, (size_t)groups * sizeof *known);
-    else
-        plan->run(plan->sums_pass, g, groups, 0, length, sums);
+    plan->run(plan->sums_pass, g, groups, 0, length, sums);
     for (int i = 0; i < groups; i++) {
         batch->good[from + i] = prepare(&g[i], &sums[i], exact, plan->floats ? SUM_LOW_FLOAT : SUM_LOW,
                                         plan->floats ? SUM_HIGH_FLOAT : SUM_HIGH);
@@ -312,10 +308,7 @@ static void one_pass(const struct plan *plan, struct batch *batch, struct group 
         struct group again;
         start_groups(&second, &again, i, i + 1);
         memcpy(first, batch->result[i], sizeof first);
-        /* The error of c enters squared: these sums will do for any result that finish() vouches for. Those of floats
-         * are too rough. */
-        memmove(terms[i].sum[0], terms[i].sum[1], 2 * sizeof terms[i].sum[0]);
-        two_passes(&second, batch, &again, i, i + 1, plan->floats ? NULL : &terms[i]);
+        two_passes(&second, batch, &again, i, i + 1);
         for (int j = 0; j < batch->counts[i]; j++)
             if (good >> j & 1)
                 batch->result[i][j] = first[j];
@@ -398,7 +391,7 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
             one_pass(&plan, &batch, groups);
         } else {
             for (int i = 0; i < batch.groups; i += across ? batch.groups : 1)
-                two_passes(&plan, &batch, &groups[i], i, across ? batch.groups : i + 1, NULL);
+                two_passes(&plan, &batch, &groups[i], i, across ? batch.groups : i + 1);
         }
         for (int i = 0; i < batch.groups; i++) {
             const ptrdiff_t at = i * plan.together;

@@ -91,7 +91,7 @@ FKL_INLINE struct exceptions no_exceptions(void)
 FKL_INLINE struct begun begin_nothing(void)
 {
     const vd zero = vd_set(0.0);
-    return (struct begun){{zero, zero, zero, zero}, {zero, zero, zero, zero}};
+    return (struct begun){{zero, zero, zero, zero}, {zero, zero, zero, zero}, zero};
 }
 
 FKL_INLINE void flush(vd from[PARTS], vd to[PARTS])

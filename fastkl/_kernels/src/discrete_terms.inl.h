@@ -133,14 +133,18 @@ FKL_INLINE int pass_begins(const enum pass pass)
 
 struct begun {
     struct vd_begun first, second;
+    vd n_low; /* see vd_begin_phi_pair() */
 };
 
 FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
 {
     const vd zero = vd_set(0.0);
-    struct begun x = {vd_begin_phi(p, q), {zero, zero, zero, zero}};
-    if (pass == PASS_KL_PAIR)
-        x.first = vd_begin_phi_pair(p, q, low);
+    struct begun x = {vd_begin_phi(p, q), {zero, zero, zero, zero}, zero};
+    if (pass == PASS_KL_PAIR) {
+        struct vd_begun_pair pair = vd_begin_phi_pair(p, q, low);
+        x.first = pair.x;
+        x.n_low = pair.n_low;
+    }
     if (pass == PASS_JS_HALF) {
         /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
          * finish() vouches only for results that are large against that. */
@@ -154,6 +158,8 @@ FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
 
 FKL_INLINE vd end(const enum pass pass, struct begun x)
 {
+    if (pass == PASS_KL_PAIR)
+        return vd_end_pair(x.first, x.n_low);
     if (pass == PASS_JS_HALF)
         x.first.far = vd_end(x.second);
     return vd_end(x.first);
