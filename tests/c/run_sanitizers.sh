@@ -8,7 +8,7 @@ build=build/tests-c
 
 sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1)
 "$python" tests/c/build.py x86 "$build/sanitized" "${CC:-gcc}" "${sanitizers[@]}" &
-# The equals sign: careful.c defines it as well, as nothing.
+# The equals sign: careful.h defines it as well, as nothing.
 "$python" tests/c/build.py other "$build/sanitized-one-lane" "${CC:-gcc}" "${sanitizers[@]}" -DFASTKL_SCALAR=
 wait $!
 "$build/sanitized" &

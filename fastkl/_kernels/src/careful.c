@@ -5,49 +5,11 @@
  * row is first judged (NaN, a negative number or an infinity make the result NaN) and then worked out with p and q
  * scaled by powers of two, with logarithms taken of the mantissas, and with exact differences. Nothing of the row's
  * size is stored: every pass reads the row again. Speed doesn't matter here, the last bit does. Compiled once, for
- * every CPU, in the one-lane form of simd.h and vmath.h.
+ * every CPU.
  */
-#define FASTKL_SCALAR
-#include "convert.inl.h"
-#include "kernels.h"
-#include "vmath.h"
-
-#include <math.h>
+#include "careful.h"
 
 #define ROOM 512
-
-/* value = mantissa * 2^exponent with mantissa in [1, 2), or 0 with a mantissa of 0. */
-struct split {
-    double mantissa;
-    int exponent;
-};
-
-/* sum = high + low. */
-struct pair {
-    double high, low;
-};
-
-static struct split split(double x)
-{
-    struct split s = {0.0, 0};
-    if (x != 0.0) {
-        s.mantissa = 2.0 * frexp(fabs(x), &s.exponent);
-        s.exponent -= 1;
-    }
-    return s;
-}
-
-static double get(const fkl_rows *rows, ptrdiff_t j)
-{
-    return load_any((enum fkl_type)rows->type, rows->swapped, rows->data + j * rows->item_stride);
-}
-
-static void add(struct pair *sum, double x)
-{
-    double error;
-    vd_two_sum(sum->high, x, &sum->high, &error);
-    sum->low += error;
-}
 
 /* After many additions: high is the sum rounded once. */
 static void settle(struct pair *sum) { vd_two_sum(sum->high, sum->low, &sum->high, &sum->low); }

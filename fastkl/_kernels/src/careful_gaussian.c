@@ -2,33 +2,17 @@
  *
  * They hold numbers near the ends of the range, or something that is not a Gaussian at all: here a row is first judged,
  * and then every term is worked out from mantissas and exponents, so that nothing overflows or underflows but what the
- * result itself makes. Compiled once, for every CPU, in the one-lane form of simd.h and vmath.h.
+ * result itself makes. Compiled once, for every CPU.
  */
-#define FASTKL_SCALAR
-#include "convert.inl.h"
-#include "vmath.h"
-
-/* mantissa 2^exponent, the mantissa in [1, 2) or 0. */
-struct split {
-    double mantissa;
-    int exponent;
-};
-
-static struct split split(double x)
-{
-    int exponent;
-    double mantissa = frexp(x, &exponent);
-    return (struct split){2.0 * mantissa, exponent - 1};
-}
+#include "careful.h"
 
 /* e^x for finite x, of which all beyond +-10^6 is as good as that. */
 static struct split exponential(double x)
 {
     x = x < -1e6 ? -1e6 : x > 1e6 ? 1e6 : x;
-    const double k = nearbyint(x * 1.4426950408889634074);
-    const double r = fma(k, -1.90821492927058770002e-10, fma(k, -6.93147180369123816490e-1, x));
+    const double k = nearbyint(x * FKL_LOG2_E);
     double value;
-    vd_exp_excess(r, &value);
+    vd_exp_excess(vd_less_octaves(x, k), &value);
     struct split y = split(value);
     y.exponent += (int)k;
     return y;
@@ -113,24 +97,20 @@ static double term(enum fkl_scale scale, double m, double s, double mq, double s
 static double sum_terms(const fkl_rows *operands, const fkl_problem *problem, int shift)
 {
     const enum fkl_scale scale = (enum fkl_scale)problem->scale;
-    double sum = 0.0, lost = 0.0;
+    struct pair sum = {0.0, 0.0};
     int points = 0;
     for (ptrdiff_t j = 0; j < problem->length; j++) {
         double x[FKL_MOST_OPERANDS] = {0.0, 0.0, 0.0, scale == FKL_LOGVAR ? 0.0 : 1.0};
         for (int k = 0; k < problem->operands; k++)
-            x[k] = load_any((enum fkl_type)operands[k].type, operands[k].swapped,
-                            operands[k].data + j * operands[k].item_stride);
+            x[k] = get(&operands[k], j);
         const enum verdict p = judge(scale, x[0], x[1], 0), q = judge(scale, x[2], x[3], 1);
         if (p == BAD || q == BAD)
             return NAN;
         points |= p == POINT;
-        if (points)
-            continue;
-        const double t = term(scale, x[0], x[1], x[2], x[3], shift), total = sum + t, added = total - sum;
-        lost += (sum - (total - added)) + (t - added);
-        sum = total;
+        if (!points)
+            add(&sum, term(scale, x[0], x[1], x[2], x[3], shift));
     }
-    return points || isinf(sum) ? INFINITY : sum + lost;
+    return points || isinf(sum.high) ? INFINITY : sum.high + sum.low;
 }
 
 double fkl_careful_gaussian_row(const fkl_rows *operands, const fkl_problem *problem)

@@ -42,7 +42,7 @@
 #define fkl_prefetch_far(base, offset) ((void)(base), (void)(offset))
 #endif
 
-/* FASTKL_SCALAR forces the one-lane fallback, which careful.c is written in. */
+/* FASTKL_SCALAR forces the one-lane fallback, which the careful files are written in: see careful.h. */
 #if defined(FASTKL_SCALAR) || !(defined(__GNUC__) || defined(__clang__))
 #define FKL_SCALAR 1
 #elif defined(__AVX2__) || defined(__SSE2__)

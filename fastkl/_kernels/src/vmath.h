@@ -25,6 +25,12 @@
 
 #define FKL_LN2 0.693147180559945309417232121458
 #define FKL_LN2_LOW 2.3190468138462995584e-17 /* log 2 - (double)log 2 */
+/* log 2 as its first bits, so few (32, or 15 of a float) that their product with an exponent is exact, and the rest. */
+#define FKL_LN2_HEAD 6.93147180369123816490e-1
+#define FKL_LN2_TAIL 1.90821492927058770002e-10
+#define FKL_LN2_HEAD_FLOAT 0x1.62e4p-1f
+#define FKL_LN2_TAIL_FLOAT 0x1.7f7d1cp-20f
+#define FKL_LOG2_E 1.4426950408889634074
 
 /* t = 2 atanh(s)/s - 2 from s^2 <= 0.0401; minimax, absolute error 3.2e-17. Evaluated in pairs (Estrin), for the row
  * kernels wait for it: one multiplication more, and half the chain of Horner's rule. */
@@ -192,16 +198,19 @@ FKL_INLINE vd vd_log1p(vd x)
     return vd_fma(k, vd_set(FKL_LN2), near);
 }
 
+/* x - k log 2 for whole numbers |k| < 2^21, to two roundings; x itself for k = 0. */
+FKL_INLINE vd vd_less_octaves(vd x, vd k)
+{
+    return vd_madd(k, vd_set(-FKL_LN2_TAIL), vd_fma(k, vd_set(-FKL_LN2_HEAD), x));
+}
+
 /* E(x) = e^x - 1 - x and *exponential = e^x, for |x| <= 700 (x beyond is taken for the bound); e^x to 1.5 ulp, E to
  * 5 ulp (next to the ends of the first interval, |x| = 0.35; 3 ulp inside). */
 FKL_INLINE vd vd_exp_excess(vd x, vd *exponential)
 {
+    const vd magic = vd_set(0x1.8p52); /* 1.5 2^52 leaves the nearest integer in the low bits */
     x = vd_max(vd_set(-700.0), vd_min(vd_set(700.0), x)); /* NaN stays NaN */
-    /* k = round(x / log 2): adding 1.5 * 2^52 leaves it in the low bits. */
-    vd shifted = vd_madd(x, vd_set(1.4426950408889634074), vd_set(6755399441055744.0));
-    vd k = shifted - vd_set(6755399441055744.0);
-    /* The first 32 bits of log 2 times k is exact; the remainder brings the rest. */
-    vd r = vd_madd(k, vd_set(-1.90821492927058770002e-10), vd_fma(k, vd_set(-6.93147180369123816490e-1), x));
+    vd shifted = vd_madd(x, vd_set(FKL_LOG2_E), magic), k = shifted - magic, r = vd_less_octaves(x, k);
     vd c = vd_set(0x1.1f8ba9a5630f0p-29);
     c = vd_madd(c, r, vd_set(0x1.af4e71797f15cp-26));
     c = vd_madd(c, r, vd_set(0x1.27e4cc969b5bap-22));
@@ -218,8 +227,7 @@ FKL_INLINE vd vd_exp_excess(vd x, vd *exponential)
     *exponential = vd_madd(power, r + excess, power);
     /* 2^k E(r) + (2^k - 1) r + (2^k - 1 - k log 2), of which the last two are exactly 0 for k = 0. */
     vd apart = power - vd_set(1.0);
-    vd constant = vd_madd(k, vd_set(-1.90821492927058770002e-10), vd_fma(k, vd_set(-6.93147180369123816490e-1), apart));
-    return vd_madd(power, excess, vd_madd(apart, r, constant));
+    return vd_madd(power, excess, vd_madd(apart, r, vd_less_octaves(apart, k)));
 }
 
 #if VD > 1 && FKL_HAVE_FMA
@@ -266,14 +274,19 @@ FKL_INLINE struct vf_begun vf_begin_phi_shifted(vf p, vf q, vf low)
 /* phi(p, q) for floats in [2^-125, 2^118]; 5 ulp of float at the seam (see vd_phi), 3 elsewhere. */
 FKL_INLINE vf vf_phi(vf p, vf q) { return vf_end(vf_begin_phi(p, q)); }
 
+/* x - k log 2 for whole numbers |k| < 2^9. */
+FKL_INLINE vf vf_less_octaves(vf x, vf k)
+{
+    return vf_madd(k, vf_set(-FKL_LN2_TAIL_FLOAT), vf_fma(k, vf_set(-FKL_LN2_HEAD_FLOAT), x));
+}
+
 /* E(x) = e^x - 1 - x for |x| <= 80; 3 ulp of float. With x = k log 2 + r it is 2^k E(r) + (2^k - 1) r + (2^k - 1 - k
  * log 2), terms of which the last two are exactly 0 for k = 0. */
 FKL_INLINE vf vf_excess(vf x)
 {
-    const vf magic = vf_set(12582912.0f); /* 1.5 2^23 leaves the nearest integer in the low bits */
-    vf shifted = vf_madd(x, vf_set(0x1.715476p+0f), magic);
-    vf k = shifted - magic, power = vw_float((vf_bits(shifted) << 23) + vw_set(UINT32_C(127) << 23));
-    vf r = vf_madd(k, vf_set(-0x1.7f7d1cp-20f), vf_fma(k, vf_set(-0x1.62e4p-1f), x));
+    const vf magic = vf_set(0x1.8p23f);
+    vf shifted = vf_madd(x, vf_set((float)FKL_LOG2_E), magic), k = shifted - magic, r = vf_less_octaves(x, k);
+    vf power = vw_float((vf_bits(shifted) << 23) + vw_set(UINT32_C(127) << 23));
     vf c = vf_set(0x1.a0f992p-13f);
     c = vf_madd(c, r, vf_set(0x1.6d1254p-10f));
     c = vf_madd(c, r, vf_set(0x1.1110f6p-7f));
@@ -281,8 +294,7 @@ FKL_INLINE vf vf_excess(vf x)
     c = vf_madd(c, r, vf_set(0x1.555556p-3f));
     c = vf_madd(c, r, vf_set(0.5f));
     vf apart = power - vf_set(1.0f);
-    vf constant = vf_madd(k, vf_set(-0x1.7f7d1cp-20f), vf_fma(k, vf_set(-0x1.62e4p-1f), apart));
-    return vf_madd(power, (r * r) * c, vf_madd(apart, r, constant));
+    return vf_madd(power, (r * r) * c, vf_madd(apart, r, vf_less_octaves(apart, k)));
 }
 
 FKL_INLINE vf vf_half(vf x) { return vw_float(vf_bits(x) - vw_set(UINT32_C(1) << 23)); }
