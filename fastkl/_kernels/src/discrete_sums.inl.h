@@ -8,8 +8,6 @@
 #include "discrete_terms.inl.h"
 #include "load.inl.h"
 
-#define BLOCK 256
-#define RUN 4
 /* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
 #define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
 /* Is the next vector's term begun before the last one's is ended? Narrow registers make many instructions, and the
@@ -85,13 +83,6 @@ FKL_INLINE struct exceptions no_exceptions(void)
         others.special[j] = vi_set(0);
     }
     return others;
-}
-
-/* A term that is 0, begun. */
-FKL_INLINE struct begun begin_nothing(void)
-{
-    const vd zero = vd_set(0.0);
-    return (struct begun){{zero, zero, zero, zero}, {zero, zero, zero, zero}, zero};
 }
 
 FKL_INLINE void flush(vd from[PARTS], vd to[PARTS])

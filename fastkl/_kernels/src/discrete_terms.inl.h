@@ -136,22 +136,29 @@ struct begun {
     vd n_low; /* see vd_begin_phi_pair() */
 };
 
-FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
+/* A term that is 0. */
+FKL_INLINE struct begun begin_nothing(void)
 {
     const vd zero = vd_set(0.0);
-    struct begun x = {vd_begin_phi(p, q), {zero, zero, zero, zero}, zero};
+    return (struct begun){{zero, zero, zero, zero}, {zero, zero, zero, zero}, zero};
+}
+
+FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
+{
+    struct begun x = begin_nothing();
     if (pass == PASS_KL_PAIR) {
         struct vd_begun_pair pair = vd_begin_phi_pair(p, q, low);
         x.first = pair.x;
         x.n_low = pair.n_low;
-    }
-    if (pass == PASS_JS_HALF) {
+    } else if (pass == PASS_JS_HALF) {
         /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
          * finish() vouches only for results that are large against that. */
         vd m = vd_half(p + q);
         x.first = vd_begin_phi(p, m);
         x.second = vd_begin_phi_shifted(q, m, low);
         x.second.far += x.first.far;
+    } else {
+        x.first = vd_begin_phi(p, q);
     }
     return x;
 }
@@ -247,8 +254,7 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
     }
 }
 
-#if VD > 1 && FKL_HAVE_FMA
-#define FKL_FLOAT_KERNELS 1
+#if FKL_FLOAT_KERNELS
 /* The same in float arithmetic, for the passes whose speed float rows are measured by. The terms, each right to a
  * few ulp of float and >= 0, are added up in double. scaled: c as two floats. */
 struct fcontext {
@@ -293,6 +299,4 @@ FKL_INLINE vf element_float(const enum pass pass, vf p, vf q, vf low)
     first.far = vf_end(second);
     return vf_end(first);
 }
-#else
-#define FKL_FLOAT_KERNELS 0
 #endif

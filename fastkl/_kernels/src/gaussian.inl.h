@@ -2,8 +2,8 @@
  *
  * The KL divergence between diagonal Gaussians is half a sum of terms >= 0, (mp - mq)^2/vq + (r - 1 - log r) with
  * r = vp/vq, so one pass is enough and what little cancels does so inside a term. From the inside out: the formula
- * (gaussian_term()), its sums over a block of a row (add_gaussian()), rows one after the other or, short ones, a
- * row in each lane (gaussian_block()). Rows with numbers near the ends of the range go to careful_gaussian.c.
+ * (gaussian_term()), its sums over a row (add_gaussian()), rows one after the other (gaussian_along()) or, short ones,
+ * a row in each lane (gaussian_across()). Rows with numbers near the ends of the range go to careful_gaussian.c.
  */
 #include "load.inl.h"
 #include "pack.inl.h"
@@ -23,6 +23,9 @@ FKL_INLINE double gaussian_limit(const enum fkl_scale scale)
 /* The smallest and the largest of the numbers that must stay within the limit. NaN in them is NaN in the terms. */
 struct extent {
     vd least[PARTS], most[PARTS];
+#if FKL_FLOAT_KERNELS
+    vf largest[PARTS]; /* the same in float arithmetic: of logarithms without their signs */
+#endif
 };
 
 FKL_INLINE void extend(struct extent *extent, const int part, vd x)
@@ -73,15 +76,10 @@ FKL_INLINE vd gaussian_term(const enum fkl_scale scale, const int prior, vd m, v
     return vd_madd(y, y, vd_madd(x, x, phi + phi));
 }
 
-/* What has been summed of a row: blocks of 256 elements, added up with TwoSum, as in the discrete family. */
-#define GAUSSIAN_BLOCK 256
-#define GAUSSIAN_RUN 4
+/* What has been summed of a row: blocks of elements, added up with TwoSum, as in the discrete family. */
 struct gaussian_sums {
     vd high[PARTS], low[PARTS];
     struct extent extent;
-#if VD > 1
-    vf largest[PARTS]; /* in float arithmetic, the extent: of logarithms without their signs */
-#endif
 };
 
 FKL_INLINE void start_gaussian(const enum fkl_scale scale, struct gaussian_sums *sums)
@@ -89,8 +87,8 @@ FKL_INLINE void start_gaussian(const enum fkl_scale scale, struct gaussian_sums 
     for (int j = 0; j < PARTS; j++) {
         sums->high[j] = sums->low[j] = vd_set(0.0);
         sums->extent.least[j] = sums->extent.most[j] = vd_set(scale == FKL_LOGVAR ? 0.0 : 1.0);
-#if VD > 1
-        sums->largest[j] = vf_set(0.0f);
+#if FKL_FLOAT_KERNELS
+        sums->extent.largest[j] = vf_set(0.0f);
 #endif
     }
 }
@@ -119,31 +117,79 @@ FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const
     }
 }
 
-/* n elements at `at` added to sums: of a row from a multiple of GAUSSIAN_BLOCK on, or eight rows' in turn. `ahead`: how
- * far ahead of itself memory is asked for, in bytes. */
-FKL_INLINE void add_gaussian_doubles(const enum fkl_scale scale, const int prior, const enum fkl_type type,
-                                     const char *const at[FKL_MOST_OPERANDS], ptrdiff_t n, ptrdiff_t ahead,
-                                     struct gaussian_sums *sums)
+#if FKL_FLOAT_KERNELS
+/* The same for the term of a variational autoencoder, m^2 + E(lp), of floats in float arithmetic: 2 LANES elements, or
+ * the last n < 2 LANES of a row. */
+FKL_INLINE void gaussian_step_float(const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i, ptrdiff_t n, ptrdiff_t ahead,
+                                    vf run[PARTS], struct extent *extent)
 {
-    struct extent extent = sums->extent;
-    for (ptrdiff_t start = 0; start < n; start += GAUSSIAN_BLOCK) {
-        const ptrdiff_t end = n - start < GAUSSIAN_BLOCK ? n : start + GAUSSIAN_BLOCK;
+    fkl_prefetch(at[0], i * 4 + ahead);
+    fkl_prefetch(at[1], i * 4 + ahead);
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j++) {
+        const ptrdiff_t part = part_length(n, j * VF, VF), first = (n < 0 || part ? i + j * VF : i) * 4;
+        vf m = n < 0 ? vf_load(at[0] + first) : load_float_part(FKL_F32, at[0] + first, part);
+        vf l = n < 0 ? vf_load(at[1] + first) : load_float_part(FKL_F32, at[1] + first, part);
+        extent->largest[j] = vf_max(vf_abs(l), extent->largest[j]);
+        run[j] += vf_madd(m, m, vf_excess(l));
+    }
+}
+#endif
+
+/* Are rows of this type worked on in float arithmetic? */
+FKL_INLINE int gaussian_in_float(const enum fkl_scale scale, const int prior, const enum fkl_type type)
+{
+    return FKL_FLOAT_KERNELS && scale == FKL_LOGVAR && !prior && type == FKL_F32;
+}
+
+/* The elements [i, end), a run, whose sum is added to that of the block, acc: floats' terms are added up in float, and
+ * then in double. */
+FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, const enum fkl_type type,
+                                 const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i, ptrdiff_t end, ptrdiff_t ahead,
+                                 vd acc[PARTS], struct extent *extent)
+{
+#if FKL_FLOAT_KERNELS
+    if (gaussian_in_float(scale, prior, type)) {
+        const ptrdiff_t step = 2 * LANES;
+        vf run[PARTS];
+        for (int j = 0; j < PARTS; j++)
+            run[j] = vf_set(0.0f);
+        for (; i + step <= end; i += step)
+            gaussian_step_float(at, i, -1, ahead, run, extent);
+        if (i < end)
+            gaussian_step_float(at, i, end - i, ahead, run, extent);
+        FKL_UNROLL
+        for (int j = 0; j < PARTS; j++)
+            add_floats(acc, j, run[j]);
+        return;
+    }
+#endif
+    vd run[PARTS];
+    for (int j = 0; j < PARTS; j++)
+        run[j] = vd_set(0.0);
+    for (; i + LANES <= end; i += LANES)
+        gaussian_step(scale, prior, type, at, i, -1, ahead, run, extent);
+    if (i < end)
+        gaussian_step(scale, prior, type, at, i, end - i, ahead, run, extent);
+    for (int j = 0; j < PARTS; j++)
+        acc[j] += run[j];
+}
+
+/* n elements at `at` added to sums: of a row from a multiple of BLOCK on, or eight rows' in turn. `ahead`: how far
+ * ahead of itself memory is asked for, in bytes. */
+FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const enum fkl_type type,
+                             const char *const at[FKL_MOST_OPERANDS], ptrdiff_t n, ptrdiff_t ahead,
+                             struct gaussian_sums *sums)
+{
+    const ptrdiff_t run = RUN * (gaussian_in_float(scale, prior, type) ? 2 * LANES : LANES);
+    struct extent extent = sums->extent; /* in registers */
+    for (ptrdiff_t start = 0; start < n; start += BLOCK) {
+        const ptrdiff_t end = n - start < BLOCK ? n : start + BLOCK;
         vd acc[PARTS];
         for (int j = 0; j < PARTS; j++)
             acc[j] = vd_set(0.0);
-        for (ptrdiff_t i = start; i < end;) {
-            const ptrdiff_t run_end = end - i < GAUSSIAN_RUN * LANES ? end : i + GAUSSIAN_RUN * LANES;
-            vd run[PARTS];
-            for (int j = 0; j < PARTS; j++)
-                run[j] = vd_set(0.0);
-            for (; i + LANES <= run_end; i += LANES)
-                gaussian_step(scale, prior, type, at, i, -1, ahead, run, &extent);
-            if (i < run_end)
-                gaussian_step(scale, prior, type, at, i, run_end - i, ahead, run, &extent);
-            i = run_end;
-            for (int j = 0; j < PARTS; j++)
-                acc[j] += run[j];
-        }
+        for (ptrdiff_t i = start; i < end; i += run)
+            add_gaussian_run(scale, prior, type, at, i, end - i < run ? end : i + run, ahead, acc, &extent);
         for (int j = 0; j < PARTS; j++) {
             vd lost;
             vd_two_sum(sums->high[j], acc[j], &sums->high[j], &lost);
@@ -153,96 +199,17 @@ FKL_INLINE void add_gaussian_doubles(const enum fkl_scale scale, const int prior
     sums->extent = extent;
 }
 
-#if VD > 1 && FKL_HAVE_FMA
-/* Sixteen floats' terms added to run, or those of the last n < 16 of a row where n >= 0. */
-FKL_INLINE void standard_float_step(const char *means, const char *logarithms, ptrdiff_t n, vf run[PARTS],
-                                    vf largest[PARTS])
-{
-    FKL_UNROLL
-    for (int j = 0; j < PARTS; j++) {
-        const ptrdiff_t part = part_length(n, j * VF, VF), at = n < 0 || part ? j * VF * 4 : 0;
-        vf m = n < 0 ? vf_load(means + at) : load_float_part(FKL_F32, means + at, part);
-        vf l = n < 0 ? vf_load(logarithms + at) : load_float_part(FKL_F32, logarithms + at, part);
-        largest[j] = vf_max(vf_abs(l), largest[j]);
-        run[j] += vf_madd(m, m, vf_excess(l));
-    }
-}
-
-/* The term of a variational autoencoder, m^2 + E(lp), for rows of floats in float arithmetic: terms are added up in
- * float for four steps of sixteen, and then in double. */
-FKL_INLINE void add_standard_floats(const char *means, const char *logarithms, ptrdiff_t n, ptrdiff_t ahead,
-                                    struct gaussian_sums *sums)
-{
-    const ptrdiff_t step = 2 * LANES;
-    vf largest[PARTS];
-    for (int j = 0; j < PARTS; j++)
-        largest[j] = sums->largest[j];
-    for (ptrdiff_t start = 0; start < n; start += GAUSSIAN_BLOCK) {
-        const ptrdiff_t end = n - start < GAUSSIAN_BLOCK ? n : start + GAUSSIAN_BLOCK;
-        vd acc[PARTS];
-        for (int j = 0; j < PARTS; j++)
-            acc[j] = vd_set(0.0);
-        for (ptrdiff_t i = start; i < end;) {
-            const ptrdiff_t run_end = end - i < GAUSSIAN_RUN * step ? end : i + GAUSSIAN_RUN * step;
-            vf run[PARTS];
-            for (int j = 0; j < PARTS; j++)
-                run[j] = vf_set(0.0f);
-            for (; i + step <= run_end; i += step) {
-                fkl_prefetch(means, i * 4 + ahead);
-                fkl_prefetch(logarithms, i * 4 + ahead);
-                standard_float_step(means + i * 4, logarithms + i * 4, -1, run, largest);
-            }
-            if (i < run_end)
-                standard_float_step(means + i * 4, logarithms + i * 4, run_end - i, run, largest);
-            i = run_end;
-            FKL_UNROLL
-            for (int j = 0; j < PARTS; j++)
-                add_floats(acc, j, run[j]);
-        }
-        for (int j = 0; j < PARTS; j++) {
-            vd lost;
-            vd_two_sum(sums->high[j], acc[j], &sums->high[j], &lost);
-            sums->low[j] += lost;
-        }
-    }
-    for (int j = 0; j < PARTS; j++)
-        sums->largest[j] = largest[j];
-}
-#define FKL_GAUSSIAN_FLOATS 1
-#else
-#define FKL_GAUSSIAN_FLOATS 0
-#endif
-
-/* Are rows of this type worked on in float arithmetic? */
-FKL_INLINE int gaussian_in_float(const enum fkl_scale scale, const int prior, const enum fkl_type type)
-{
-    return FKL_GAUSSIAN_FLOATS && scale == FKL_LOGVAR && !prior && type == FKL_F32;
-}
-
-FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const enum fkl_type type,
-                             const char *const at[FKL_MOST_OPERANDS], ptrdiff_t n, ptrdiff_t ahead,
-                             struct gaussian_sums *sums)
-{
-#if FKL_GAUSSIAN_FLOATS
-    if (gaussian_in_float(scale, prior, type)) {
-        add_standard_floats(at[0], at[1], n, ahead, sums);
-        return;
-    }
-#endif
-    add_gaussian_doubles(scale, prior, type, at, n, ahead, sums);
-}
-
 /* Are all lanes' numbers within the limit? A bit for each lane. */
-FKL_INLINE unsigned within(const enum fkl_scale scale, const int in_float, const struct gaussian_sums *sums)
+FKL_INLINE unsigned within(const enum fkl_scale scale, const int in_float, const struct extent *extent)
 {
     const double limit = gaussian_limit(scale);
     const vd least = vd_set(scale == FKL_LOGVAR ? -limit : 1.0 / limit), most = vd_set(limit);
     unsigned lanes = 0;
-#if FKL_GAUSSIAN_FLOATS
+#if FKL_FLOAT_KERNELS
     if (in_float) {
         float largest[2 * LANES];
         for (int j = 0; j < PARTS; j++)
-            vf_store(largest + j * VF, sums->largest[j]);
+            vf_store(largest + j * VF, extent->largest[j]);
         for (int i = 0; i < LANES; i++)
             lanes |= (unsigned)(largest[i] <= FLOAT_LIMIT && largest[i + LANES] <= FLOAT_LIMIT) << i;
         return lanes;
@@ -250,22 +217,22 @@ FKL_INLINE unsigned within(const enum fkl_scale scale, const int in_float, const
 #endif
     (void)in_float;
     for (int j = 0; j < PARTS; j++)
-        lanes |= md_lanes(md_and(vd_le(least, sums->extent.least[j]), vd_le(sums->extent.most[j], most))) << j * VD;
+        lanes |= md_lanes(md_and(vd_le(least, extent->least[j]), vd_le(extent->most[j], most))) << j * VD;
     return lanes;
 }
 
 /* Are they in all lanes? */
-FKL_INLINE int all_within(const enum fkl_scale scale, const int in_float, const struct gaussian_sums *sums)
+FKL_INLINE int all_within(const enum fkl_scale scale, const int in_float, const struct extent *extent)
 {
-#if FKL_GAUSSIAN_FLOATS
+#if FKL_FLOAT_KERNELS
     if (in_float) {
-        vf largest = sums->largest[0];
+        vf largest = extent->largest[0];
         for (int j = 1; j < PARTS; j++)
-            largest = vf_max(largest, sums->largest[j]);
+            largest = vf_max(largest, extent->largest[j]);
         return mf_all(vf_le(largest, vf_set(FLOAT_LIMIT)));
     }
 #endif
-    return within(scale, in_float, sums) == (1u << LANES) - 1u;
+    return within(scale, in_float, extent) == (1u << LANES) - 1u;
 }
 
 /* Is a result finite, and in float arithmetic far from where squares over- and underflow? NaN is not. */
@@ -274,98 +241,126 @@ FKL_INLINE int in_range(const int in_float, double result)
     return in_float ? 0x1p-80 <= result && result <= 0x1p120 : result <= DBL_MAX;
 }
 
-/* The most rows that are worked on between two packings. */
+/* The most rows that are worked on between two packings, and how much of each is packed at a time. */
 #define GAUSSIAN_ROWS 64
+FKL_INLINE ptrdiff_t packed_length(ptrdiff_t length) { return length < 4 * BLOCK ? length : 4 * BLOCK; }
 
-/* n_rows rows, those that lie as the kernel reads them where they are, others packed into the operands' tiles. */
+/* Rows [first, first + count) of a block. */
+struct stretch {
+    const fkl_rows *operands;
+    ptrdiff_t first, count, length;
+    char *tiles[FKL_MOST_OPERANDS]; /* what of the operands does not lie as the kernel reads it is packed into these */
+    double *result;                 /* from the first of the rows on */
+};
+
+/* Short rows, a row in each lane: their results, and a bit for each row whose numbers are within the limit. */
+FKL_INLINE uint64_t gaussian_across(const enum fkl_scale scale, const int prior, const enum fkl_type type,
+                                    const struct stretch *s)
+{
+    const ptrdiff_t length = s->length, size = type_size(type);
+    const int n_operands = prior ? 4 : 2, in_float = gaussian_in_float(scale, prior, type);
+    const char *columns[FKL_MOST_OPERANDS];
+    uint64_t good = 0;
+    for (int k = 0; k < n_operands; k++) {
+        const fkl_rows *rows = &s->operands[k];
+        /* Of rows of one element, eight are a vector as they lie. */
+        const int in_place = length == 1 && s->count == GAUSSIAN_ROWS && rows->row_stride == size &&
+                             (enum fkl_type)rows->type == type && !rows->swapped;
+        if (!in_place && (s->first == 0 || rows->row_stride != 0)) /* one row for all is there already */
+            pack_columns(rows, s->first, s->count, 0, length, type, s->tiles[k]);
+        columns[k] = in_place ? rows->data + s->first * size : s->tiles[k];
+    }
+    for (ptrdiff_t i = 0; i < s->count; i += LANES) {
+        const char *at[FKL_MOST_OPERANDS] = {0};
+        for (int k = 0; k < n_operands; k++)
+            at[k] = columns[k] + i * length * size;
+        struct gaussian_sums sum; /* at most 16 elements a lane: one block */
+        start_gaussian(scale, &sum);
+        add_gaussian(scale, prior, type, at, LANES * length, 0, &sum);
+        good |= (uint64_t)within(scale, in_float, &sum.extent) << i;
+        double lanes[LANES];
+        for (int j = 0; j < PARTS; j++)
+            vd_store(lanes + j * VD, vd_set(0.5) * sum.high[j]);
+        for (ptrdiff_t j = 0; j < LANES && i + j < s->count; j++)
+            s->result[i + j] = lanes[j];
+    }
+    return good;
+}
+
+/* The same of longer rows, one after the other. */
+FKL_INLINE uint64_t gaussian_along(const enum fkl_scale scale, const int prior, const enum fkl_type type,
+                                   const struct stretch *s)
+{
+    const ptrdiff_t length = s->length, size = type_size(type), packed = packed_length(length);
+    const int n_operands = prior ? 4 : 2, in_float = gaussian_in_float(scale, prior, type);
+    int direct[FKL_MOST_OPERANDS], all_direct = 1;
+    for (int k = 0; k < n_operands; k++) {
+        direct[k] = is_direct(&s->operands[k], type);
+        all_direct &= direct[k];
+    }
+    const ptrdiff_t chunk = all_direct ? length : packed;
+    struct gaussian_sums sums[GAUSSIAN_ROWS];
+    uint64_t good = 0;
+    for (ptrdiff_t start = 0; start < length; start += chunk) {
+        const ptrdiff_t n = length - start < chunk ? length - start : chunk;
+        for (int k = 0; k < n_operands; k++)
+            if (!direct[k])
+                pack(&s->operands[k], s->first, s->operands[k].row_stride == 0 ? 1 : s->count, start, n, type,
+                     s->tiles[k], packed * size);
+        for (ptrdiff_t i = 0; i < s->count; i++) {
+            const char *at[FKL_MOST_OPERANDS] = {0};
+            for (int k = 0; k < n_operands; k++) {
+                const fkl_rows *rows = &s->operands[k];
+                at[k] = direct[k] ? rows->data + (s->first + i) * rows->row_stride + start * size
+                                  : s->tiles[k] + (rows->row_stride == 0 ? 0 : i) * packed * size;
+            }
+            struct gaussian_sums sum; /* in registers, for most rows are of one chunk */
+            if (start == 0)
+                start_gaussian(scale, &sum);
+            else
+                sum = sums[i];
+            add_gaussian(scale, prior, type, at, n, AHEAD, &sum);
+            if (start + n < length) {
+                sums[i] = sum;
+                continue;
+            }
+            double total = vd_add_lanes(sum.high);
+            if (length > BLOCK)
+                total += vd_add_lanes(sum.low);
+            s->result[i] = 0.5 * total;
+            good |= (uint64_t)all_within(scale, in_float, &sum.extent) << i;
+        }
+    }
+    return good;
+}
+
+/* n_rows rows, some at a time; those with numbers out of range one by one. */
 FKL_INLINE void gaussian_rows(const enum fkl_scale scale, const int prior, const enum fkl_type type,
                               const fkl_rows *operands, ptrdiff_t n_rows, const fkl_problem *problem, double *result,
                               char *scratch)
 {
-    const ptrdiff_t length = problem->length, size = type_size(type);
-    const int n_operands = prior ? 4 : 2, across = length <= FKL_SHORT;
+    const ptrdiff_t length = problem->length, fitting = FKL_GAUSSIAN_TILE / packed_length(length);
+    const ptrdiff_t most = fitting < GAUSSIAN_ROWS ? fitting : GAUSSIAN_ROWS;
     const int in_float = gaussian_in_float(scale, prior, type);
-    int direct[FKL_MOST_OPERANDS], flat[FKL_MOST_OPERANDS], all_direct = !across;
-    char *tile[FKL_MOST_OPERANDS];
-    for (int k = 0; k < n_operands; k++) {
-        direct[k] = !across && is_direct(&operands[k], type);
-        all_direct &= direct[k];
-        /* Of rows of one element, eight are a vector as they lie. */
-        flat[k] = length == 1 && operands[k].row_stride == size && (enum fkl_type)operands[k].type == type &&
-                  !operands[k].swapped;
-        tile[k] = scratch + k * 8 * FKL_GAUSSIAN_TILE;
-    }
-    const ptrdiff_t whole = length < 1024 ? length : 1024, chunk = all_direct ? length : whole;
-    const ptrdiff_t fitting = across ? GAUSSIAN_ROWS : FKL_GAUSSIAN_TILE / whole;
-    const ptrdiff_t stretch = fitting < GAUSSIAN_ROWS ? fitting : GAUSSIAN_ROWS;
+    struct stretch s = {.operands = operands, .length = length};
+    for (int k = 0; k < FKL_MOST_OPERANDS; k++)
+        s.tiles[k] = scratch + k * 8 * FKL_GAUSSIAN_TILE;
 
-    for (ptrdiff_t first = 0; first < n_rows; first += stretch) {
-        const ptrdiff_t rows = n_rows - first < stretch ? n_rows - first : stretch;
-        struct gaussian_sums sums[GAUSSIAN_ROWS];
-        unsigned good[GAUSSIAN_ROWS];
-        if (across) {
-            const char *columns[FKL_MOST_OPERANDS];
-            for (int k = 0; k < n_operands; k++) {
-                const int in_place = flat[k] && rows == GAUSSIAN_ROWS;
-                if (!in_place && (first == 0 || operands[k].row_stride != 0)) /* one row for all is there already */
-                    pack_columns(&operands[k], first, rows, 0, length, type, tile[k]);
-                columns[k] = in_place ? operands[k].data + first * size : tile[k];
-            }
-            for (ptrdiff_t i = 0; i < rows; i += LANES) {
-                const char *at[FKL_MOST_OPERANDS] = {0};
-                for (int k = 0; k < n_operands; k++)
-                    at[k] = columns[k] + i * length * size;
-                struct gaussian_sums sum; /* at most 16 elements a lane: one block */
-                start_gaussian(scale, &sum);
-                add_gaussian(scale, prior, type, at, LANES * length, 0, &sum);
-                const unsigned fine = within(scale, in_float, &sum);
-                double lanes[LANES];
-                for (int j = 0; j < PARTS; j++)
-                    vd_store(lanes + j * VD, vd_set(0.5) * sum.high[j]);
-                for (ptrdiff_t j = 0; j < LANES && i + j < rows; j++) {
-                    result[first + i + j] = lanes[j];
-                    good[i + j] = fine >> j & 1;
-                }
-            }
-        } else {
-            for (ptrdiff_t start = 0; start < length; start += chunk) {
-                const ptrdiff_t n = length - start < chunk ? length - start : chunk;
-                for (int k = 0; k < n_operands; k++)
-                    if (!direct[k])
-                        pack(&operands[k], first, operands[k].row_stride == 0 ? 1 : rows, start, n, type, tile[k],
-                             whole * size);
-                for (ptrdiff_t i = 0; i < rows; i++) {
-                    const char *at[FKL_MOST_OPERANDS] = {0};
-                    for (int k = 0; k < n_operands; k++)
-                        at[k] = direct[k] ? operands[k].data + (first + i) * operands[k].row_stride + start * size
-                                          : tile[k] + (operands[k].row_stride == 0 ? 0 : i) * whole * size;
-                    struct gaussian_sums sum; /* in registers, for most rows are of one chunk */
-                    if (start == 0)
-                        start_gaussian(scale, &sum);
-                    else
-                        sum = sums[i];
-                    add_gaussian(scale, prior, type, at, n, AHEAD, &sum);
-                    if (start + n < length) {
-                        sums[i] = sum;
-                        continue;
-                    }
-                    double total = vd_add_lanes(sum.high);
-                    if (length > GAUSSIAN_BLOCK)
-                        total += vd_add_lanes(sum.low);
-                    result[first + i] = 0.5 * total;
-                    good[i] = all_within(scale, in_float, &sum);
-                }
-            }
-        }
-        for (ptrdiff_t i = first; i < first + rows; i++) {
-            if (FKL_LIKELY(good[i - first] && in_range(in_float, result[i])))
+    for (ptrdiff_t first = 0; first < n_rows; first += most) {
+        s.first = first;
+        s.count = n_rows - first < most ? n_rows - first : most;
+        s.result = result + first;
+        const uint64_t good = length <= FKL_SHORT ? gaussian_across(scale, prior, type, &s)
+                                                  : gaussian_along(scale, prior, type, &s);
+        for (ptrdiff_t i = 0; i < s.count; i++) {
+            if (FKL_LIKELY((good >> i & 1) && in_range(in_float, s.result[i])))
                 continue;
             fkl_rows row[FKL_MOST_OPERANDS];
-            for (int k = 0; k < n_operands; k++) {
+            for (int k = 0; k < problem->operands; k++) {
                 row[k] = operands[k];
-                row[k].data += i * row[k].row_stride;
+                row[k].data += (first + i) * row[k].row_stride;
             }
-            result[i] = fkl_careful_gaussian_row(row, problem);
+            s.result[i] = fkl_careful_gaussian_row(row, problem);
         }
     }
 }

@@ -31,7 +31,7 @@ static void probe(int function, ptrdiff_t n, const double *a, const double *b, d
         }
         vd_store(result + i, value);
     }
-#if VD > 1 && FKL_HAVE_FMA
+#if FKL_FLOAT_KERNELS
     for (ptrdiff_t i = 0; i + VF <= n && function >= FKL_PROBE_PHI_FLOAT; i += VF) {
         float x[VF], y[VF];
         for (int j = 0; j < VF; j++)

@@ -76,6 +76,8 @@
 #else
 #define FKL_HAVE_FMA 0
 #endif
+/* Is there arithmetic on floats? It is no good without the fused multiply-add: a level that has none takes doubles. */
+#define FKL_FLOAT_KERNELS (VD > 1 && FKL_HAVE_FMA)
 
 #if VD > 1
 typedef double vd __attribute__((vector_size(8 * VD)));

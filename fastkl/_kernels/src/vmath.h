@@ -230,7 +230,7 @@ FKL_INLINE vd vd_exp_excess(vd x, vd *exponential)
     return vd_madd(power, excess, vd_madd(apart, r, vd_less_octaves(apart, k)));
 }
 
-#if VD > 1 && FKL_HAVE_FMA
+#if FKL_FLOAT_KERNELS
 /* The float versions: the same formulae, a shorter polynomial. t: absolute error 6.2e-9. */
 FKL_INLINE vf vf_atanh_tail(vf s2)
 {
