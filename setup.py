@@ -42,6 +42,8 @@ LEVELS = {
     "arm": {"neon": []},
     "other": {"baseline": []},
 }
+# What is compiled once for all levels: the code for rows that the kernels leave alone.
+CAREFUL = ("careful.c", "careful_gaussian.c")
 
 
 def family():
@@ -74,7 +76,7 @@ class BuildExtensions(build_ext):
     def compile_levels(self, levels, flags):
         """The objects of all levels, of the code for rare rows, and of the table of what there is."""
         units = [(name, f"level_{name}.c", extra, []) for name, extra in levels.items()]
-        units += [("common", name, [], []) for name in ("careful.c", "careful_gaussian.c")]
+        units += [("common", name, [], []) for name in CAREFUL]
         units.append(("common", "cpu.c", [], [(f"FASTKL_HAVE_{name.upper()}", None) for name in levels]))
         newest_header = max(path.stat().st_mtime for path in [Path(__file__), *SOURCE.glob("*.h")])
 

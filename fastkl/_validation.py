@@ -449,9 +449,8 @@ def weights_fault(normalize: bool) -> Fault:
     """What makes a row of weights invalid."""
 
     def fault(row: NDArray[np.float64], name: str) -> str:
-        nan, infinite = ("NaN", np.isnan(row)), ("infinite value", np.isinf(row))
-        found = _first(row, name, nan, ("negative value", row < 0), infinite)
-        return found or (f"sum is zero in {name}" if normalize and not row.any() else "")
+        faults = {"NaN": np.isnan(row), "negative value": row < 0, "infinite value": np.isinf(row)}
+        return _first(faults, name) or (f"sum is zero in {name}" if normalize and not row.any() else "")
 
     return fault
 
@@ -460,21 +459,20 @@ def gaussian_fault(scale: str) -> Fault:
     """What makes a row of means, or of scales, invalid."""
 
     def fault(row: NDArray[np.float64], name: str) -> str:
-        nan, infinite = ("NaN", np.isnan(row)), ("infinite value", np.isinf(row))
-        if name.startswith("mean"):
-            return _first(row, name, nan, infinite)
-        if scale == "logvar":
-            no_width = row == -np.inf if name == "scale_q" else np.zeros(row.shape, bool)
-            return _first(row, name, nan, ("infinite value", row == np.inf), ("zero variance", no_width))
-        found = _first(row, name, nan, ("negative value", row < 0), infinite)
-        return found or (_first(row, name, ("zero", row == 0)) if name == "scale_q" else "")
+        faults = {"NaN": np.isnan(row)}
+        if name.startswith("scale") and scale != "logvar":
+            faults["negative value"] = row < 0
+        faults["infinite value"] = np.isinf(row) if name.startswith("mean") else row == np.inf
+        if name == "scale_q":
+            faults |= {"zero variance": row == -np.inf} if scale == "logvar" else {"zero": row == 0}
+        return _first(faults, name)
 
     return fault
 
 
-def _first(row: NDArray[np.float64], name: str, *faults: tuple[str, NDArray[np.bool_]]) -> str:
-    """Where the first of some faults is that a row has; empty if it has none."""
-    for what, wrong in faults:
+def _first(faults: dict[str, NDArray[np.bool_]], name: str) -> str:
+    """The first of some faults that a row has, and where; empty if it has none. Each comes with a mask of the row."""
+    for what, wrong in faults.items():
         if wrong.any():
             return f"{what} in {name} at position {int(wrong.argmax())}"
     return ""

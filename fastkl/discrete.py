@@ -82,6 +82,8 @@ __all__ = [
     "wasserstein_distance",
 ]
 
+_DISCRETE = FAMILIES["discrete"]
+
 
 def kl_divergence(
     p: ArrayLike,
@@ -740,6 +742,3 @@ def _fill(
         parameter,
         positions,
     )
-
-
-_DISCRETE = FAMILIES["discrete"]

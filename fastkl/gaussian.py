@@ -10,26 +10,14 @@ scale : {"var", "std", "logvar"}
 axis : int or None
     The axis that holds the components, the last by default. None reduces nothing: every number is a univariate
     Gaussian of its own.
-keepdims : bool
-    Keep the reduced axis, with length 1.
-out : numpy.ndarray, optional
-    Where to put the results; of the result's shape and dtype. It may overlap an operand.
-n_threads : int, optional
-    The largest number of threads to use. By default that of ``get_num_threads()``; small calls use one thread.
 invalid : {"nan", "raise"}
-    What to do about a row that is no Gaussian (NaN, an infinite mean, a negative or infinite variance, or, in q, a
-    variance of 0): give NaN for it, with no warning and nothing else touched (the default), or raise ValueError that
-    tells how many rows are bad, which is the first and what is wrong with it. ``out`` is filled either way.
-dtype : {"bfloat16"}, optional
-    Take operands of uint16 for bfloat16 bit patterns.
+    As in :mod:`fastkl.discrete`, about a row that is no Gaussian: NaN, an infinite mean, a negative or infinite
+    variance, or, in q, a variance of 0.
+keepdims, out, n_threads, dtype
+    As in :mod:`fastkl.discrete`.
 
-Operands broadcast as in NumPy, without copies; along the reduced axis scalars alone are stretched. float64, float32,
-float16, bfloat16 (``ml_dtypes.bfloat16``), all integers and bool are taken, in any memory layout. Results are float32
-where NumPy's promotion gives float32 or less, and float64 otherwise; Python numbers take the others' type.
-
-Every function raises ValueError, with the shapes or the value in question, for operands that do not fit each other, for
-empty rows, for an ``out`` of another shape or dtype or that is read-only, and for options with impossible values; and
-TypeError, saying what to pass instead, for complex, object, string, longdouble, masked and sparse operands.
+Operands broadcast as in NumPy, without copies; along the reduced axis scalars alone are stretched. The types of
+operands and results, and the errors, are those of :mod:`fastkl.discrete`; Python numbers take the others' type.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
     `fastkl._validation` is where they are checked.
     """
     cdef Plan plan
-    cdef int ndim = 0, reduced, i, k, failed
+    cdef int ndim = 0, reduced, in_operands, i, k, failed
     cdef cnp.ndarray array, out
     cdef const double[::1] places
 
@@ -265,29 +265,25 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
     out = outs[0]
     if cnp.PyArray_SIZE(out) == 0:
         return
-    plan.axes = 0
-    for i in range(ndim):
-        if i != reduced:
-            plan.shape[plan.axes] = cnp.PyArray_DIMS(out)[plan.axes]
-            plan.axes += 1
+    plan.axes = cnp.PyArray_NDIM(out)
+    for i in range(plan.axes):
+        in_operands = i if i < reduced else i + 1
+        plan.shape[i] = cnp.PyArray_DIMS(out)[i]
+        for k in range(plan.problem.operands):
+            plan.strides[k][i] = own_stride(operands[k], ndim, in_operands, True)
+        for k in range(plan.n_ops):
+            plan.out_strides[k][i] = cnp.PyArray_STRIDES(outs[k])[i]
     for k in range(plan.problem.operands):
         array = operands[k]
         plan.operands[k].data = <const char *>cnp.PyArray_DATA(array)
         plan.operands[k].type = types[k]
         plan.operands[k].swapped = not cnp.PyArray_ISNOTSWAPPED(array)
         plan.operands[k].item_stride = 0 if reduced == ndim else own_stride(array, ndim, reduced, False)
-        plan.axes = 0
-        for i in range(ndim):
-            if i != reduced:
-                plan.strides[k][plan.axes] = own_stride(array, ndim, i, True)
-                plan.axes += 1
     for k in range(plan.n_ops):
         out = outs[k]
         plan.ops[k] = ops[k]
         plan.out[k] = <char *>cnp.PyArray_DATA(out)
         plan.out_is_float[k] = cnp.PyArray_TYPE(out) == cnp.NPY_FLOAT32
-        for i in range(plan.axes):
-            plan.out_strides[k][i] = cnp.PyArray_STRIDES(out)[i]
 
     simplify(&plan)
     cdef Py_ssize_t inner = plan.shape[plan.axes - 1], runs = 1

@@ -2,7 +2,8 @@
 
     python tests/c/build.py FAMILY PROGRAM COMPILER [FLAG ...]
 
-FAMILY is one of setup.LEVELS; the flags come after those of setup.py, so that they win. Objects are left beside PROGRAM.
+FAMILY is one of setup.LEVELS; the flags come after those of setup.py, so that they win. Objects are left beside
+PROGRAM.
 """
 
 import subprocess
@@ -22,7 +23,7 @@ def main(family, program, *compiler):
     program.parent.mkdir(parents=True, exist_ok=True)
     levels = setup.LEVELS[family]
     units = {f"level_{name}": (SOURCE / f"level_{name}.c", flags) for name, flags in levels.items()}
-    units |= {name: (SOURCE / f"{name}.c", []) for name in ("careful", "careful_gaussian")}
+    units |= {Path(name).stem: (SOURCE / name, []) for name in setup.CAREFUL}
     units["cpu"] = (SOURCE / "cpu.c", [f"-DFASTKL_HAVE_{name.upper()}" for name in levels])
     units["harness"] = (ROOT / "tests" / "c" / "harness.c", [])
 
