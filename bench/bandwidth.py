@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
@@ -67,19 +67,37 @@ def measure(settings: Settings) -> Iterator[Figure]:
             contract = kernel in cases.CONTRACT_KERNELS
             for level in settings.levels if contract else settings.vector_levels:
                 for threads in settings.threads:
-                    yield _fraction(kernel, pairs, level, threads, settings, settings.rounds if contract else 3)
+                    yield fraction(
+                        kernel.bind(pairs, threads),
+                        pairs.as_float64(),
+                        _elements(kernel, pairs),
+                        level,
+                        threads,
+                        settings,
+                        settings.rounds if contract else 3,
+                        section="bandwidth",
+                        case=kernel.name,
+                    )
 
 
-def _fraction(
-    kernel: cases.Kernel, pairs: cases.Pairs, level: str, threads: int, settings: Settings, rounds: int
+def fraction(
+    kernel: Callable[[], object],
+    vectors: tuple[np.ndarray, np.ndarray],
+    elements: int,
+    level: str,
+    threads: int,
+    settings: Settings,
+    rounds: int,
+    **labels: str,
 ) -> Figure:
-    readers = dot_readers(*pairs.as_float64(), threads)
+    """Input bytes per second of a kernel over those of ``numpy.dot``, which reads the same bytes as two vectors."""
+    readers = dot_readers(*vectors, threads)
     with at_level(level):
-        times = interleaved([*readers, kernel.bind(pairs, threads)], rounds, settings.settle(threads))
+        times = interleaved([*readers, kernel], rounds, settings.settle(threads))
     dot_times, kernel_times = times[:-1].min(axis=0), times[-1]
+    nbytes = sum(vector.nbytes for vector in vectors)
     return Figure(
-        section="bandwidth",
-        case=kernel.name,
+        **labels,
         level=level,
         threads=threads,
         value=dot_times.min() / kernel_times.min(),
@@ -87,9 +105,9 @@ def _fraction(
         unit="of numpy.dot's read bandwidth",
         counts=settings.counts,
         detail={
-            "GB/s": pairs.nbytes / kernel_times.min() / 1e9,
-            "numpy.dot GB/s": pairs.nbytes / dot_times.min() / 1e9,
-            "ns per element": kernel_times.min() / _elements(kernel, pairs) * 1e9,
+            "GB/s": nbytes / kernel_times.min() / 1e9,
+            "numpy.dot GB/s": nbytes / dot_times.min() / 1e9,
+            "ns per element": kernel_times.min() / elements * 1e9,
             "dot spread": dot_times.max() / dot_times.min(),
         },
     )

@@ -173,10 +173,6 @@ class Pairs:
         """Elements of one operand."""
         return self.p.size
 
-    @property
-    def nbytes(self) -> int:
-        return self.both.nbytes
-
     def as_float64(self) -> tuple[np.ndarray, np.ndarray]:
         """The same bytes as two float64 vectors."""
         return self.p.reshape(-1).view(np.float64), self.q.reshape(-1).view(np.float64)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 import fastkl
-from bench.bandwidth import dot_readers
+from bench.bandwidth import fraction
 from bench.report import Figure
-from bench.timing import Settings, Timed, at_level, interleaved
+from bench.timing import Settings, interleaved
 
 try:
     import torch
@@ -71,33 +72,20 @@ def measure(settings: Settings) -> Iterator[Figure]:
     for kernel in KERNELS:
         operands, everything = _operands(kernel, settings.size_mib)
         out = np.full(everything.shape[1], np.nan, kernel.dtype)
-        flat = everything.reshape(-1).view(np.float64)
-        half = len(flat) // 2
+        vectors = tuple(everything.reshape(2, -1).view(np.float64))
         for level in settings.vector_levels:
             for threads in settings.threads:
-                readers = dot_readers(flat[:half], flat[half : 2 * half], threads)
-
-                def ours(threads=threads) -> None:
-                    fastkl.gaussian_kl(*operands, scale=kernel.scale, out=out, n_threads=threads)
-
-                with at_level(level):
-                    times = interleaved([*readers, Timed(ours)], settings.rounds, settings.settle(threads))
-                dots, mine = times[:-1].min(axis=0), times[-1]
-                yield Figure(
+                yield fraction(
+                    partial(fastkl.gaussian_kl, *operands, scale=kernel.scale, out=out, n_threads=threads),
+                    vectors,
+                    everything[0].size,
+                    level,
+                    threads,
+                    settings,
+                    settings.rounds,
                     section="gaussian",
                     case=kernel.name,
                     variant=f"K={kernel.length}",
-                    level=level,
-                    threads=threads,
-                    value=dots.min() / mine.min(),
-                    median=float(np.median(dots / mine)),
-                    unit="of numpy.dot's read bandwidth",
-                    counts=settings.counts,
-                    detail={
-                        "GB/s": everything.nbytes / mine.min() / 1e9,
-                        "numpy.dot GB/s": everything.nbytes / dots.min() / 1e9,
-                        "ns per element": mine.min() / everything[0].size * 1e9,
-                    },
                 )
 
 
@@ -132,10 +120,8 @@ def measure_peers(settings: Settings) -> Iterator[Figure]:
             peers["PyTorch"] = (_torch_standard if standard else _torch)(*operands)
         out = np.full(everything.shape[1], np.nan, kernel.dtype)
 
-        def ours() -> None:
-            fastkl.gaussian_kl(*operands, scale=kernel.scale, out=out)
-
-        times = interleaved([Timed(ours), *map(Timed, peers.values())], 3, settings.settle(2))
+        ours = partial(fastkl.gaussian_kl, *operands, scale=kernel.scale, out=out)
+        times = interleaved([ours, *peers.values()], 3, settings.settle(2))
         for (peer, _), mine in zip(peers.items(), times[1:], strict=True):
             yield Figure(
                 section="gaussian peers",
