@@ -43,7 +43,7 @@ LEVELS = {
     "other": {"baseline": []},
 }
 # What is compiled once for all levels: the code for rows that the kernels leave alone.
-CAREFUL = ("careful.c", "careful_gaussian.c")
+CAREFUL = ("careful.c", "careful_gaussian.c", "careful_logits.c")
 
 
 def family():

@@ -15,7 +15,7 @@ from fastkl._kernels._engine cimport *
 
 cnp.import_array()
 
-FAMILIES = {"discrete": FKL_DISCRETE, "gaussian": FKL_GAUSSIAN}
+FAMILIES = {"discrete": FKL_DISCRETE, "gaussian": FKL_GAUSSIAN, "logits": FKL_LOGITS}
 
 SCALES = {"var": FKL_VAR, "std": FKL_STD, "logvar": FKL_LOGVAR}
 
@@ -34,6 +34,18 @@ OPS = {
 }
 
 GAUSSIAN_OPS = {"kl": FKL_GAUSSIAN_KL}
+
+LOGITS_OPS = {
+    "kl": FKL_LOGITS_KL,
+    "reverse_kl": FKL_LOGITS_REVERSE_KL,
+    "js": FKL_LOGITS_JS,
+    "js_distance": FKL_LOGITS_JS_DISTANCE,
+    "cross_entropy": FKL_LOGITS_CROSS_ENTROPY,
+    "entropy": FKL_LOGITS_ENTROPY,
+    "top1_agreement": FKL_LOGITS_TOP1_AGREEMENT,
+    "kl_grad": FKL_LOGITS_KL_GRAD,
+    "kl_grad_q": FKL_LOGITS_KL_GRAD_Q,
+}
 
 TYPES = {
     "float64": FKL_F64,
@@ -228,7 +240,8 @@ cdef Py_ssize_t own_stride(cnp.ndarray array, int ndim, int axis, bint stretch) 
 
 
 def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axis, Py_ssize_t length, tuple outs,
-           int n_threads, bint normalize=True, double log_base=1.0, double parameter=0.0, positions=None, int scale=0):
+           int n_threads, bint normalize=True, double log_base=1.0, double parameter=0.0, positions=None, int scale=0,
+           double temperature=1.0):
     """Write ops of the rows of the operands along `axis` into outs.
 
     axis counts from the end (-1 is the last) and means the same axis of all operands, whose batch axes broadcast; None
@@ -252,6 +265,7 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
     plan.problem.normalize = normalize
     plan.problem.log_base = log_base
     plan.problem.parameter = parameter
+    plan.problem.temperature = temperature
     plan.problem.positions = NULL
     if positions is not None:
         places = positions

@@ -18,11 +18,23 @@ cdef extern from "kernels.h" nogil:
 
     enum: FKL_DISCRETE
     enum: FKL_GAUSSIAN
+    enum: FKL_LOGITS
+    enum: FKL_FAMILIES
 
     enum: FKL_GAUSSIAN_KL
     enum: FKL_VAR
     enum: FKL_STD
     enum: FKL_LOGVAR
+
+    enum: FKL_LOGITS_KL
+    enum: FKL_LOGITS_REVERSE_KL
+    enum: FKL_LOGITS_JS
+    enum: FKL_LOGITS_JS_DISTANCE
+    enum: FKL_LOGITS_CROSS_ENTROPY
+    enum: FKL_LOGITS_ENTROPY
+    enum: FKL_LOGITS_TOP1_AGREEMENT
+    enum: FKL_LOGITS_KL_GRAD
+    enum: FKL_LOGITS_KL_GRAD_Q
 
     enum: FKL_KL
     enum: FKL_REVERSE_KL
@@ -50,6 +62,7 @@ cdef extern from "kernels.h" nogil:
         int normalize
         double log_base
         double parameter
+        double temperature
         const double *positions
 
     ctypedef void fkl_kernel(int operation, int row_type, const fkl_rows *operands, Py_ssize_t n_rows,
@@ -57,7 +70,7 @@ cdef extern from "kernels.h" nogil:
 
     ctypedef struct fkl_level:
         const char *name
-        fkl_kernel *kernels[2]
+        fkl_kernel *kernels[FKL_FAMILIES]
         void (*probe)(int function, Py_ssize_t n, const double *a, const double *b, double *result) noexcept
 
     const fkl_level *const fkl_levels[]

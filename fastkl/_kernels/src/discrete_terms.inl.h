@@ -3,6 +3,7 @@
  * A *pass* goes over a row and adds something up. What it adds for a pair of elements stands in add_elements(), begin()
  * or element(), and nowhere else; KL and JS, whose speed matters most, have a twin in float arithmetic for float rows.
  */
+#include "divergence.inl.h"
 #include "kernels.h"
 #include "vmath.h"
 
@@ -202,16 +203,7 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
     }
     md no_p = vd_eq(p, zero), no_q = vd_eq(q, zero), none = md_or(no_p, no_q);
     if (pass == PASS_JS) {
-        /* p - m and c q - m as multiples of n: right to the last bits however close the rows are. */
-        vd w = c->weight, v = vd_set(1.0) - w, m_low;
-        vd m = vd_mean(w, p, v, q, low, &m_low);
-        md empty = vd_eq(m, zero);
-        m = vd_select(empty, vd_set(1.0), m);
-        vd n_p = vd_select(no_p, zero, v * n), n_q = vd_select(no_q, zero, -(w * n));
-        vd phi_p = vd_phi_near(vd_select(no_p, m, p), zero, m, vd_select(no_p, zero, m_low), n_p);
-        vd phi_q = vd_phi_near(vd_select(no_q, m, q), low, m, vd_select(no_q, zero, m_low), n_q);
-        vd term = vd_madd(w, vd_select(no_p, m, phi_p), v * vd_select(no_q, m, phi_q));
-        acc[0] += vd_select(empty, zero, term);
+        acc[0] += js_term(p, q, low, n, c->weight);
         return;
     }
     if (pass == PASS_HELLINGER) {

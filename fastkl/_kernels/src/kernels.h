@@ -13,7 +13,7 @@ enum fkl_type {
     FKL_TYPES
 };
 
-enum fkl_family { FKL_DISCRETE, FKL_GAUSSIAN, FKL_FAMILIES };
+enum fkl_family { FKL_DISCRETE, FKL_GAUSSIAN, FKL_LOGITS, FKL_FAMILIES };
 
 /* The discrete family: operands p and q. */
 enum fkl_op {
@@ -26,6 +26,13 @@ enum fkl_op {
  * variance, as its root or as its logarithm. */
 enum fkl_gaussian_op { FKL_GAUSSIAN_KL };
 enum fkl_scale { FKL_VAR, FKL_STD, FKL_LOGVAR };
+
+/* The logits family: operands p and q, and behind them, for an operation with gradients, arrays that it writes: those
+ * with respect to the logits of p and of q, or of q alone, times `parameter`. */
+enum fkl_logits_op {
+    FKL_LOGITS_KL, FKL_LOGITS_REVERSE_KL, FKL_LOGITS_JS, FKL_LOGITS_JS_DISTANCE, FKL_LOGITS_CROSS_ENTROPY,
+    FKL_LOGITS_ENTROPY, FKL_LOGITS_TOP1_AGREEMENT, FKL_LOGITS_KL_GRAD, FKL_LOGITS_KL_GRAD_Q
+};
 
 /* Renyi's divergence of order alpha is worked out as sum p r^b with r = p/q and this b. The orders from 1/2 up are the
  * well-conditioned ones: below, p and q change places, for sum p^alpha q^(1 - alpha) is sum q^(1 - alpha) p^alpha. The
@@ -52,7 +59,8 @@ typedef struct {
     int scale;               /* enum fkl_scale */
     int normalize;           /* divide each row by its sum? */
     double log_base;         /* results in nats are divided by this */
-    double parameter;        /* the weight of JS, the order alpha of Renyi */
+    double parameter;        /* the weight of JS, the order alpha of Renyi, the factor of gradients */
+    double temperature;      /* of logits */
     const double *positions; /* K ascending positions for Wasserstein, or NULL for 0, 1, 2, ... */
 } fkl_problem;
 
@@ -88,10 +96,16 @@ static inline ptrdiff_t fkl_packed_rows(ptrdiff_t length)
 /* That of the Gaussian family: a tile for each operand. */
 #define FKL_GAUSSIAN_TILE 8192 /* elements, counted as doubles */
 
+/* That of the logits family: a tile of rows of each operand, or of up to FKL_LOGITS_CHUNK elements of each row. */
+#define FKL_LOGITS_TILE 131072 /* bytes, of each operand */
+#define FKL_LOGITS_CHUNK 4096
+
 static inline size_t fkl_scratch_bytes(enum fkl_family family, ptrdiff_t length)
 {
     if (family == FKL_GAUSSIAN)
         return FKL_MOST_OPERANDS * 8 * FKL_GAUSSIAN_TILE;
+    if (family == FKL_LOGITS)
+        return FKL_MOST_OPERANDS * FKL_LOGITS_TILE;
     ptrdiff_t packed = length > FKL_TILE_LENGTH ? 0 : 2 * fkl_packed_rows(length) * fkl_packed_stride(length);
     return (size_t)(fkl_group_scratch(length) + packed);
 }
@@ -116,5 +130,6 @@ int fkl_level_usable(const char *name);
  * sums beyond the largest float, negative zeros), and the judge of what is a valid row. Any layout, slow, exact. */
 double fkl_careful_row(int op, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem);
 double fkl_careful_gaussian_row(const fkl_rows *operands, const fkl_problem *problem);
+double fkl_careful_logits_row(int op, const fkl_rows *operands, const fkl_problem *problem);
 
 #endif

@@ -127,7 +127,9 @@ FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return (vi)_mm512_mask_or_epi64((_
 FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return (vw)_mm512_mask_or_epi32((__m512i)a, m, (__m512i)a, (__m512i)b); }
 FKL_INLINE md md_or(md a, md b) { return (md)(a | b); }
 FKL_INLINE md md_and(md a, md b) { return (md)(a & b); }
+FKL_INLINE md md_not(md a) { return (md)~a; }
 FKL_INLINE mf mf_or(mf a, mf b) { return (mf)(a | b); }
+FKL_INLINE mf mf_and(mf a, mf b) { return (mf)(a & b); }
 FKL_INLINE int md_all(md m) { return m == 0xff; }
 FKL_INLINE int mf_all(mf m) { return m == 0xffff; }
 FKL_INLINE unsigned md_lanes(md m) { return m; }
@@ -152,7 +154,9 @@ FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return a | ((vi)m & b); }
 FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | ((vw)m & b); }
 FKL_INLINE md md_or(md a, md b) { return _mm256_or_pd(a, b); }
 FKL_INLINE md md_and(md a, md b) { return _mm256_and_pd(a, b); }
+FKL_INLINE md md_not(md a) { return _mm256_xor_pd(a, _mm256_castsi256_pd(_mm256_set1_epi32(-1))); }
 FKL_INLINE mf mf_or(mf a, mf b) { return _mm256_or_ps(a, b); }
+FKL_INLINE mf mf_and(mf a, mf b) { return _mm256_and_ps(a, b); }
 FKL_INLINE int md_all(md m) { return _mm256_movemask_pd(m) == 0xf; }
 FKL_INLINE int mf_all(mf m) { return _mm256_movemask_ps(m) == 0xff; }
 FKL_INLINE unsigned md_lanes(md m) { return (unsigned)_mm256_movemask_pd(m); }
@@ -173,6 +177,7 @@ FKL_INLINE mf vf_le(vf a, vf b) { return (vw)(a <= b); }
 FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)((m & (vw)a) | (~m & (vw)b)); }
 FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | (m & b); }
 FKL_INLINE mf mf_or(mf a, mf b) { return a | b; }
+FKL_INLINE mf mf_and(mf a, mf b) { return a & b; }
 FKL_INLINE int mf_all(mf m) { vi x = (vi)m; return (x[0] & x[1]) == UINT64_MAX; }
 FKL_INLINE vf vf_min(vf a, vf b) { return vf_select(vf_lt(a, b), a, b); }
 FKL_INLINE vf vf_max(vf a, vf b) { return vf_select(vf_lt(b, a), a, b); }
@@ -187,6 +192,7 @@ FKL_INLINE vd vd_select(md m, vd a, vd b) { return vi_double((m & vd_bits(a)) | 
 FKL_INLINE vi vi_or_where(md m, vi a, vi b) { return a | (m & b); }
 FKL_INLINE md md_or(md a, md b) { return a | b; }
 FKL_INLINE md md_and(md a, md b) { return a & b; }
+FKL_INLINE md md_not(md a) { return ~a; }
 FKL_INLINE vd vd_max(vd a, vd b) { return vd_select(vd_lt(b, a), a, b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return vd_select(vd_lt(a, b), a, b); }
 #if VD > 1

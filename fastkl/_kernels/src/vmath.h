@@ -204,13 +204,14 @@ FKL_INLINE vd vd_less_octaves(vd x, vd k)
     return vd_madd(k, vd_set(-FKL_LN2_TAIL), vd_fma(k, vd_set(-FKL_LN2_HEAD), x));
 }
 
-/* E(x) = e^x - 1 - x and *exponential = e^x, for |x| <= 700 (x beyond is taken for the bound); e^x to 1.5 ulp, E to
- * 5 ulp (next to the ends of the first interval, |x| = 0.35; 3 ulp inside). */
-FKL_INLINE vd vd_exp_excess(vd x, vd *exponential)
+/* Added to a number that is small against it, this leaves the nearest integer k in the low bits, so that shifted up by
+ * 52 these are the bits of 2^k; for floats, up by 23. */
+#define FKL_MAGIC (6755399441055744.0 + 1023.0)
+#define FKL_MAGIC_FLOAT (12582912.0f + 127.0f)
+
+/* (e^r - 1 - r)/r^2 for |r| <= 0.36. */
+FKL_INLINE vd vd_excess_tail(vd r)
 {
-    const vd magic = vd_set(0x1.8p52); /* 1.5 2^52 leaves the nearest integer in the low bits */
-    x = vd_max(vd_set(-700.0), vd_min(vd_set(700.0), x)); /* NaN stays NaN */
-    vd shifted = vd_madd(x, vd_set(FKL_LOG2_E), magic), k = shifted - magic, r = vd_less_octaves(x, k);
     vd c = vd_set(0x1.1f8ba9a5630f0p-29);
     c = vd_madd(c, r, vd_set(0x1.af4e71797f15cp-26));
     c = vd_madd(c, r, vd_set(0x1.27e4cc969b5bap-22));
@@ -221,13 +222,28 @@ FKL_INLINE vd vd_exp_excess(vd x, vd *exponential)
     c = vd_madd(c, r, vd_set(0x1.11111111100b6p-7));
     c = vd_madd(c, r, vd_set(0x1.5555555555558p-5));
     c = vd_madd(c, r, vd_set(0x1.5555555555557p-3));
-    c = vd_madd(c, r, vd_set(0.5));
-    vd excess = (r * r) * c; /* e^r - 1 - r */
-    vd power = vi_double((vd_bits(shifted) << 52) + vi_set(UINT64_C(0x3ff0000000000000)));
+    return vd_madd(c, r, vd_set(0.5));
+}
+
+/* 2^k e^r, given 2^k; 1.5 ulp. */
+FKL_INLINE vd vd_exp_at(vd power, vd r) { return vd_madd(power, r + (r * r) * vd_excess_tail(r), power); }
+
+/* E(x) and e^x at x = k log 2 + r, given 2^k: E(x) = 2^k E(r) + (2^k - 1) r + (2^k - 1 - k log 2), of which the last two
+ * are exactly 0 for k = 0. */
+FKL_INLINE vd vd_excess_at(vd k, vd power, vd r, vd *exponential)
+{
+    vd excess = (r * r) * vd_excess_tail(r), apart = power - vd_set(1.0);
     *exponential = vd_madd(power, r + excess, power);
-    /* 2^k E(r) + (2^k - 1) r + (2^k - 1 - k log 2), of which the last two are exactly 0 for k = 0. */
-    vd apart = power - vd_set(1.0);
     return vd_madd(power, excess, vd_madd(apart, r, vd_less_octaves(apart, k)));
+}
+
+/* E(x) = e^x - 1 - x and *exponential = e^x, for |x| <= 700 (x beyond is taken for the bound); e^x to 1.5 ulp, E to
+ * 5 ulp (next to the ends of the first interval, |x| = 0.35; 3 ulp inside). */
+FKL_INLINE vd vd_exp_excess(vd x, vd *exponential)
+{
+    x = vd_max(vd_set(-700.0), vd_min(vd_set(700.0), x)); /* NaN stays NaN */
+    vd shifted = vd_madd(x, vd_set(FKL_LOG2_E), vd_set(FKL_MAGIC)), k = shifted - vd_set(FKL_MAGIC);
+    return vd_excess_at(k, vi_double(vd_bits(shifted) << 52), vd_less_octaves(x, k), exponential);
 }
 
 #if FKL_FLOAT_KERNELS
@@ -295,6 +311,30 @@ FKL_INLINE vf vf_excess(vf x)
     c = vf_madd(c, r, vf_set(0.5f));
     vf apart = power - vf_set(1.0f);
     return vf_madd(power, (r * r) * c, vf_madd(apart, r, vf_less_octaves(apart, k)));
+}
+
+/* 2^f for |f| <= 0.502, but for a factor of 1 + 2^-24; 1 ulp of float. */
+FKL_INLINE vf vf_exp2_fraction(vf f)
+{
+    vf c = vf_set(0x1.5c05d6p-10f);
+    c = vf_madd(c, f, vf_set(0x1.3d102ap-7f));
+    c = vf_madd(c, f, vf_set(0x1.c6b6cp-5f));
+    c = vf_madd(c, f, vf_set(0x1.ebf8f8p-3f));
+    c = vf_madd(c, f, vf_set(0x1.62e42cp-1f));
+    return vf_madd(c, f, vf_set(0x1.000002p+0f));
+}
+
+/* E(x)/log 2 at x = (k + f) log 2, given 2^k, for |f| <= 0.502: 2^k E(f) + (2^k - 1) f + ((2^k - 1)/log 2 - k) in these
+ * units; 4 ulp of float. */
+FKL_INLINE vf vf_excess2_at(vf k, vf power, vf f)
+{
+    vf c = vf_set(0x1.d275fep-13f);
+    c = vf_madd(c, f, vf_set(0x1.fa15cap-10f));
+    c = vf_madd(c, f, vf_set(0x1.c6b116p-7f));
+    c = vf_madd(c, f, vf_set(0x1.47fccap-4f));
+    c = vf_madd(c, f, vf_set(0x1.62e43p-2f));
+    vf apart = power - vf_set(1.0f), constant = vf_madd(apart, vf_set(0x1.715476p+0f), -k);
+    return vf_madd(power, (f * f) * c, vf_madd(apart, f, constant));
 }
 
 FKL_INLINE vf vf_half(vf x) { return vw_float(vf_bits(x) - vw_set(UINT32_C(1) << 23)); }

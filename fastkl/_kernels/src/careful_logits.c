@@ -1,0 +1,256 @@
+/* careful_logits.c: rows of the logits family that the vector kernels leave alone, one element at a time.
+ *
+ * Their logits or the temperature are near the ends of the range, or p and q so far apart that their ratio is. Here each
+ * row's probabilities are taken from its own largest logit, and a divergence from the differences of the logits where
+ * it is small and from the two rows' normalising sums where it is large. Compiled once, for every CPU, in the one-lane
+ * form of simd.h and vmath.h.
+ */
+#include "careful.h"
+
+#include "divergence.inl.h"
+
+#include <float.h>
+
+static struct pair plus(struct pair x, double y)
+{
+    struct pair sum;
+    vd_two_sum(x.high, y, &sum.high, &sum.low);
+    sum.low += x.low;
+    return sum;
+}
+
+static struct pair minus(double x, double y) { return plus((struct pair){x, 0.0}, -y); }
+
+/* A pair of rows, and what is known of them after each function below. */
+struct rows {
+    const fkl_rows *p, *q;
+    ptrdiff_t length;
+    double unit, temperature;       /* logits and temperature are taken times `unit`, so that differences stay finite */
+    double c, c_low;                /* log2(e)/T */
+    double p_most, q_most;          /* the largest logits */
+    int bad, outside;               /* NaN or +inf, or no probability at all; p > 0 where q = 0 */
+    double p_sum, q_sum;            /* of e^((logit - most)/T) */
+    struct pair delta;              /* the p-mean of the differences */
+    double mean;                    /* what is left of it, in nats */
+    double log_ratio;               /* log(p/q) = (a - b - delta)/T + this */
+    double ratio;                   /* e^((q_most - p_most + delta)/T), by which q's weights are measured in p's */
+    double kl;
+};
+
+static double logit(const struct rows *r, const fkl_rows *rows, ptrdiff_t i)
+{
+    return r->unit * get(rows, i);
+}
+
+static struct pair apart(const struct rows *r, double a, double b)
+{
+    const struct pair d = minus(a, b), x = plus(d, -r->delta.high);
+    return (struct pair){x.high, x.low - r->delta.low};
+}
+
+/* e^(x/T), 0 and infinity beyond the range. */
+static double exponential(const struct rows *r, struct pair x)
+{
+    const double y = x.high * r->c;
+    if (!(y > -1100.0))
+        return x.high == 0.0 ? 1.0 : 0.0;
+    if (!(y < 1100.0))
+        return INFINITY;
+    const double k = nearbyint(y), f = fma(x.high, r->c, -k) + (x.high * r->c_low + x.low * r->c);
+    return ldexp(vd_exp_at(1.0, f * FKL_LN2), (int)k);
+}
+
+static double in_nats(const struct rows *r, struct pair x) { return x.high / r->temperature + x.low / r->temperature; }
+
+/* The first look: units, maxima, what is wrong. */
+static void judge(struct rows *r)
+{
+    double largest = 0.0;
+    r->p_most = r->q_most = -INFINITY;
+    for (ptrdiff_t i = 0; i < r->length; i++) {
+        const double a = logit(r, r->p, i), b = logit(r, r->q, i);
+        r->bad |= !(a < INFINITY) || !(b < INFINITY);
+        r->outside |= a > -INFINITY && b == -INFINITY;
+        r->p_most = a > r->p_most ? a : r->p_most;
+        r->q_most = b > r->q_most ? b : r->q_most;
+        if (a > -INFINITY && fabs(a) > largest)
+            largest = fabs(a);
+        if (b > -INFINITY && fabs(b) > largest)
+            largest = fabs(b);
+    }
+    r->bad |= r->p_most == -INFINITY || r->q_most == -INFINITY;
+    if (largest > 0x1p1000) {
+        r->unit = 0x1p-8;
+        r->p_most *= r->unit;
+        r->q_most *= r->unit;
+    }
+    /* A temperature that leaves its inverse no room: what does not cancel in these differences is beyond any range. */
+    r->temperature *= r->unit;
+    r->c = 0x1.71547652b82fep+0 / r->temperature;
+    r->c_low = (fma(-r->c, r->temperature, 0x1.71547652b82fep+0) + 0x1.777d0ffda0d24p-56) / r->temperature;
+    if (!isfinite(r->c)) {
+        r->c = DBL_MAX;
+        r->c_low = 0.0;
+    }
+    if (!isfinite(r->c_low))
+        r->c_low = 0.0;
+}
+
+/* The normalising sums and, to twice the precision, the mean difference. */
+static void sum(struct rows *r)
+{
+    struct pair p = {0.0, 0.0}, q = {0.0, 0.0};
+    for (ptrdiff_t i = 0; i < r->length; i++) {
+        const double a = logit(r, r->p, i), b = logit(r, r->q, i);
+        if (a == r->p_most && b > -INFINITY)
+            r->delta = minus(a, b);
+        p = plus(p, a > -INFINITY ? exponential(r, minus(a, r->p_most)) : 0.0);
+        q = plus(q, b > -INFINITY ? exponential(r, minus(b, r->q_most)) : 0.0);
+    }
+    r->p_sum = p.high + p.low;
+    r->q_sum = q.high + q.low;
+    for (int turn = 0; turn < 4 && !r->outside; turn++) {
+        struct pair moment = {0.0, 0.0};
+        for (ptrdiff_t i = 0; i < r->length; i++) {
+            const double a = logit(r, r->p, i), b = logit(r, r->q, i);
+            const double w = a > -INFINITY ? exponential(r, minus(a, r->p_most)) : 0.0;
+            if (w > 0.0)
+                moment = plus(moment, w * apart(r, a, b).high);
+        }
+        const double by = (moment.high + moment.low) / r->p_sum;
+        r->mean = by / r->temperature;
+        if (by == 0.0 || turn == 3)
+            break;
+        const struct pair delta = plus(r->delta, by);
+        vd_two_sum(delta.high, delta.low, &r->delta.high, &r->delta.low);
+    }
+}
+
+/* The divergence: m + log1p(t - m) as in logits.inl.h where that is in range. */
+static void diverge(struct rows *r)
+{
+    struct pair offset = plus(minus(r->q_most, r->p_most), r->delta.high);
+    offset.low += r->delta.low;
+    r->ratio = exponential(r, offset);
+    struct pair excess = {0.0, 0.0};
+    for (ptrdiff_t i = 0; i < r->length; i++) {
+        const double a = logit(r, r->p, i), b = logit(r, r->q, i);
+        const double p = a > -INFINITY ? exponential(r, minus(a, r->p_most)) : 0.0;
+        const double q = b > -INFINITY ? exponential(r, minus(b, r->q_most)) : 0.0;
+        double term = q > 0.0 ? q * r->ratio : 0.0, power;
+        if (p > 0.0 && b > -INFINITY) {
+            const double x = in_nats(r, apart(r, a, b));
+            term = fabs(x) < 30.0 ? p * vd_exp_excess(-x, &power) : (term - p) + p * x;
+        }
+        excess = plus(excess, term);
+    }
+    const double t = (excess.high + excess.low) / r->p_sum;
+    if (t < 0x1p200 && fabs(r->mean) < 0.5) {
+        r->log_ratio = vd_log1p(t - r->mean);
+        r->kl = r->mean + r->log_ratio;
+    } else {
+        r->log_ratio = (log(r->q_sum) - log(r->p_sum)) + in_nats(r, offset);
+        r->kl = r->mean + r->log_ratio;
+    }
+    r->kl = r->outside ? INFINITY : r->kl > 0.0 ? r->kl : 0.0;
+}
+
+/* p, q, log(p/q) and p - q of an element. */
+struct element {
+    double p, q, log_ratio, difference;
+};
+
+static struct element element(const struct rows *r, ptrdiff_t i)
+{
+    const double a = logit(r, r->p, i), b = logit(r, r->q, i);
+    struct element e = {0.0, 0.0, 0.0, 0.0};
+    if (a > -INFINITY)
+        e.p = exponential(r, minus(a, r->p_most)) / r->p_sum;
+    if (b > -INFINITY)
+        e.q = exponential(r, minus(b, r->q_most)) / r->q_sum;
+    e.difference = e.p - e.q;
+    if (e.p > 0.0 && b > -INFINITY) {
+        double power;
+        e.log_ratio = in_nats(r, apart(r, a, b)) + r->log_ratio;
+        if (fabs(e.log_ratio) < 1.0)
+            e.difference = -e.p * (vd_exp_excess(-e.log_ratio, &power) - e.log_ratio);
+    }
+    return e;
+}
+
+static double jensen_shannon(const struct rows *r, double weight)
+{
+    struct pair total = {0.0, 0.0};
+    for (ptrdiff_t i = 0; i < r->length; i++) {
+        const struct element e = element(r, i);
+        total = plus(total, js_of_probabilities(e.p, e.q, e.difference, weight));
+    }
+    return total.high + total.low;
+}
+
+/* sum p (q_most - b)/T + log1p of what the others weigh beside the largest. */
+static double cross_entropy(const struct rows *r)
+{
+    struct pair total = {0.0, 0.0}, others = {0.0, 0.0};
+    int seen = 0;
+    for (ptrdiff_t i = 0; i < r->length; i++) {
+        const double a = logit(r, r->p, i), b = logit(r, r->q, i);
+        const double p = a > -INFINITY ? exponential(r, minus(a, r->p_most)) / r->p_sum : 0.0;
+        if (b == -INFINITY)
+            continue;
+        if (p > 0.0)
+            total = plus(total, p * in_nats(r, minus(r->q_most, b)));
+        if (b == r->q_most && !seen)
+            seen = 1;
+        else
+            others = plus(others, exponential(r, minus(b, r->q_most)));
+    }
+    return r->outside ? INFINITY : total.high + (total.low + vd_log1p(others.high + others.low));
+}
+
+static void put(const fkl_rows *rows, ptrdiff_t i, double x)
+{
+    char *to = (char *)rows->data + i * rows->item_stride; /* an array to be written */
+    const float narrow = (float)x;
+    if (rows->type == FKL_F64)
+        memcpy(to, &x, 8);
+    else
+        memcpy(to, &narrow, 4);
+}
+
+double fkl_careful_logits_row(int op, const fkl_rows *operands, const fkl_problem *problem)
+{
+    const int only_p = op == FKL_LOGITS_ENTROPY;
+    struct rows r = {.p = &operands[0], .q = &operands[!only_p], .length = problem->length, .unit = 1.0,
+                     .temperature = problem->temperature};
+    const int gradients = op == FKL_LOGITS_KL_GRAD ? 2 : op == FKL_LOGITS_KL_GRAD_Q ? 1 : 0;
+    double result = NAN;
+    judge(&r);
+    if (!r.bad) {
+        sum(&r);
+        if (op == FKL_LOGITS_CROSS_ENTROPY || op == FKL_LOGITS_ENTROPY) {
+            result = cross_entropy(&r);
+        } else {
+            diverge(&r);
+            result = r.kl;
+            if (op == FKL_LOGITS_JS || op == FKL_LOGITS_JS_DISTANCE)
+                result = jensen_shannon(&r, problem->parameter);
+        }
+        result /= problem->log_base;
+        if (op == FKL_LOGITS_JS_DISTANCE)
+            result = sqrt(result);
+    }
+    for (ptrdiff_t i = 0; gradients && i < r.length; i++) {
+        const double factor = problem->parameter / problem->temperature;
+        double by_p = NAN, by_q = NAN;
+        if (!r.bad) {
+            const struct element e = element(&r, i);
+            by_q = -factor * e.difference;
+            by_p = r.outside ? NAN : e.p > 0.0 ? factor * e.p * (e.log_ratio - r.kl) : 0.0;
+        }
+        if (gradients == 2)
+            put(&operands[2], i, by_p);
+        put(&operands[gradients + 1], i, by_q);
+    }
+    return result;
+}

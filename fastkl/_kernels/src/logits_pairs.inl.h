@@ -1,0 +1,271 @@
+/* logits_pairs.inl.h: what needs a second look at the rows, or another sum, all in double arithmetic: Jensen-Shannon and
+ * the gradients of KL, from both probabilities of an element (struct couple); cross-entropy and entropy (struct
+ * entropy_row); whether the largest logits are in the same place (struct top_row).
+ */
+#ifndef FASTKL_LOGITS_PAIRS_H
+#define FASTKL_LOGITS_PAIRS_H
+
+#include "divergence.inl.h"
+#include "logits_sums.inl.h"
+
+/* ---- both probabilities of an element -------------------------------------------------------------------------- */
+
+/* What the sums of a pair of rows say about its elements: p = w/weight, q = p e^-x/(1 + rest), log(p/q) = x + log_ratio.
+ */
+struct pair_sums {
+    struct reference ref;
+    double weight, rest, log_ratio, kl, temperature;
+};
+
+/* 0 where they don't say it well enough. */
+FKL_INLINE int pair_of_sums(const struct logit_row *row, double kl, struct pair_sums *sums)
+{
+    const double weight = row->weight + row->alone;
+    const double rest = ((row->excess - row->moment / row->temperature) - row->alone) / weight;
+    if (row->bad || row->lost || !(weight > 0.0) || !(rest > -0.999999 && rest < 0x1p900))
+        return 0;
+    double log_ratio[VD];
+    vd_store(log_ratio, vd_log1p(vd_set(rest)));
+    *sums = (struct pair_sums){row->ref, weight, rest, log_ratio[0], kl, row->temperature};
+    return 1;
+}
+
+struct couple {
+    vd p, q, difference, log_ratio;
+};
+
+FKL_INLINE struct couple couple(vd a, vd b, const struct pair_sums *sums, const struct vreference *v)
+{
+    const vd zero = vd_set(0.0), per_weight = vd_set(1.0 / sums->weight), rest = vd_set(sums->rest);
+    const vd per_q = vd_set(1.0 / (1.0 + sums->rest)), nats = vd_set(sums->ref.c * FKL_LN2);
+    const md has_a = vd_le(vd_set(-DBL_MAX), a), has_b = vd_le(vd_set(-DBL_MAX), b);
+    a = vd_select(has_a, a, zero);
+    b = vd_select(has_b, b, zero);
+    vd exponential, x = apart(a, b, v);
+    const md near = md_and(md_and(has_a, has_b), vd_le(vd_abs(x), vd_set(REACH_FLOAT / sums->ref.c)));
+    const vd p = vd_select(has_a, weight_of(vd_max(a, v->least), v) * per_weight, zero);
+    const vd excess = excess_of(vd_select(near, x, zero), v, &exponential);
+    const vd in_nats = x * nats;
+    struct couple pair = {p, p * exponential * per_q, p * per_q * ((rest + in_nats) - excess),
+                          in_nats + vd_set(sums->log_ratio)};
+    if (FKL_LIKELY(md_all(near)))
+        return pair;
+    const vd q = vd_select(has_b, q_weight(b, &sums->ref) * per_weight * per_q, zero);
+    pair.q = vd_select(near, pair.q, q);
+    pair.difference = vd_select(near, pair.difference, p - q);
+    return pair;
+}
+
+/* Elements [i, i + VD) of a chunk of n: those behind its end have no probability. */
+FKL_INLINE vd load_logits(const enum fkl_type type, const char *at, ptrdiff_t i, ptrdiff_t n)
+{
+    const ptrdiff_t size = type_size(type);
+    double last[VD];
+    if (i + VD <= n)
+        return load(type, at + i * size);
+    for (int k = 0; k < VD; k++)
+        last[k] = i + k < n ? load_one(type, at + (i + k) * size) : -INFINITY;
+    return vd_load(last);
+}
+
+/* The sum of a chunk's Jensen-Shannon terms. */
+FKL_INLINE double js_of_chunk(const struct pair_sums *sums, const enum fkl_type type, const char *a, const char *b,
+                              ptrdiff_t n, double weight)
+{
+    const struct vreference v = vreference(&sums->ref);
+    vd total[PARTS];
+    for (int j = 0; j < PARTS; j++)
+        total[j] = vd_set(0.0);
+    for (ptrdiff_t i = 0; i < n; i += LANES)
+        for (int j = 0; j < PARTS; j++) {
+            const struct couple x = couple(load_logits(type, a, i + j * VD, n), load_logits(type, b, i + j * VD, n), sums, &v);
+            total[j] += js_of_probabilities(x.p, x.q, x.difference, vd_set(weight));
+        }
+    return vd_add_lanes(total);
+}
+
+#define STORED 256 /* gradients on their way from registers to an array */
+
+FKL_INLINE void store_logits(const fkl_rows *to, char *at, const double *from, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const float narrow = (float)from[i];
+        if (to->type == FKL_F64)
+            memcpy(at + i * to->item_stride, &from[i], 8);
+        else
+            memcpy(at + i * to->item_stride, &narrow, 4);
+    }
+}
+
+/* The gradients for n elements from the `start`-th on of row `row`: by the logits of q to the last of the `outputs`, and
+ * of p to the first of two. */
+FKL_INLINE void gradients_of_chunk(const struct pair_sums *sums, const enum fkl_type type, const char *a, const char *b,
+                                   ptrdiff_t n, const fkl_rows *outputs, int n_outputs, ptrdiff_t row, ptrdiff_t start,
+                                   double factor)
+{
+    const struct vreference v = vreference(&sums->ref);
+    const double per_logit = factor / sums->temperature;
+    for (ptrdiff_t first = 0; first < n; first += STORED) {
+        const ptrdiff_t m = n - first < STORED ? n - first : STORED;
+        double by[2][STORED];
+        for (ptrdiff_t i = 0; i < m; i += VD) {
+            const struct couple x =
+                couple(load_logits(type, a, first + i, n), load_logits(type, b, first + i, n), sums, &v);
+            vd_store(by[0] + i, vd_set(per_logit) * (x.p * (x.log_ratio - vd_set(sums->kl))));
+            vd_store(by[1] + i, vd_set(-per_logit) * x.difference);
+        }
+        for (int k = 0; k < n_outputs; k++) {
+            char *at = (char *)outputs[k].data + row * outputs[k].row_stride + (start + first) * outputs[k].item_stride;
+            const fkl_rows *to = &outputs[k];
+            const double *from = by[n_outputs == 2 ? k : 1];
+            if (to->item_stride == type_size((enum fkl_type)to->type)) { /* a loop with known distances is vectorised */
+                const fkl_rows doubles = {0, 0, 8, FKL_F64, 0}, floats = {0, 0, 4, FKL_F32, 0};
+                if (to->type == FKL_F64)
+                    store_logits(&doubles, at, from, m);
+                else
+                    store_logits(&floats, at, from, m);
+            } else {
+                store_logits(to, at, from, m);
+            }
+        }
+    }
+}
+
+/* ---- cross-entropy --------------------------------------------------------------------------------------------- */
+
+/* H(p, q) = sum p (top - b)/T + log(1 + what the others weigh beside the largest logit of q): both are >= 0. `top` is
+ * the largest so far, and its weight is 1; ties have the same. */
+struct entropy_row {
+    struct reference ref; /* delta: the top */
+    double weight, moment, others, ties;
+    int bad, outside;
+    int lost; /* it is for careful_logits.c */
+};
+
+/* e^((z + low)/T) for z <= 0 that is a difference of logits. */
+FKL_INLINE vd decay(vd z, vd low, const struct vreference *v)
+{
+    vd shifted, bounded = vd_max(z, vd_set(-DEPTH) / v->c), r = fraction_of(bounded, vd_set(FKL_MAGIC), v, &shifted);
+    r += low * (v->c * vd_set(FKL_LN2));
+    const vd w = vd_exp_at(vi_double(vd_bits(shifted) << 52), r);
+    return vd_select(vd_eq(bounded, z), w, vd_set(0.0));
+}
+
+/* The largest logit of a chunk; NaN if one of them is NaN or +inf. */
+FKL_INLINE double top_of_chunk(const enum fkl_type type, const char *at, ptrdiff_t n)
+{
+    vd top = vd_set(-INFINITY);
+    md fine = vd_le(top, top);
+    double lanes[VD], most = -INFINITY;
+    for (ptrdiff_t i = 0; i < n; i += VD) {
+        const vd x = load_logits(type, at, i, n);
+        fine = md_and(fine, vd_le(x, vd_set(DBL_MAX)));
+        top = vd_max(top, x);
+    }
+    if (!md_all(fine))
+        return NAN;
+    vd_store(lanes, top);
+    for (int k = 0; k < VD; k++)
+        most = lanes[k] > most ? lanes[k] : most;
+    return most;
+}
+
+/* What the move of the top makes of what has been summed. */
+FKL_INLINE void raise_top(struct entropy_row *row, double top, const int same)
+{
+    const double old = row->ref.delta, by = top - old;
+    row->ref.delta = top;
+    if (!(old > -INFINITY))
+        return;
+    const struct vreference v = vreference(&row->ref);
+    double factor[VD];
+    vd_store(factor, decay(vd_set(-by), vd_set(0.0), &v));
+    row->others = (row->others + row->ties) * factor[0];
+    row->ties = 0.0;
+    row->moment += row->weight * by;
+    if (same) {
+        row->weight *= factor[0];
+        row->moment *= factor[0];
+    }
+}
+
+/* One more chunk of a pair of rows; of one row, where p is q. */
+FKL_INLINE void extend_entropy(struct entropy_row *row, const enum fkl_type type, const int same, const char *a,
+                               const char *b, ptrdiff_t n)
+{
+    const double p_top = top_of_chunk(type, a, n), q_top = same ? p_top : top_of_chunk(type, b, n);
+    row->bad |= !(p_top < INFINITY) || !(q_top < INFINITY);
+    if (row->bad)
+        return;
+    if (q_top == -INFINITY && row->ref.delta == -INFINITY) { /* nothing of q yet */
+        row->outside |= p_top > -INFINITY;
+        return;
+    }
+    if (q_top > row->ref.delta)
+        raise_top(row, q_top, same);
+    const double shift = nearbyint(p_top * row->ref.c);
+    if (p_top > -INFINITY && (row->weight == 0.0 || shift > row->ref.shift + 200.0)) {
+        const double by = row->ref.shift - shift, factor = ldexp(1.0, by < -2000.0 ? -2000 : (int)by);
+        if (row->weight > 0.0 && !same) {
+            row->weight *= factor;
+            row->moment *= factor;
+        }
+        row->ref.shift = shift;
+    }
+    row->lost |= !(fabs(row->ref.shift) <= LARGEST_SHIFT) || fabs(row->ref.delta) > 0x1p900;
+    if (row->lost)
+        return;
+
+    const struct vreference v = vreference(&row->ref);
+    const vd zero = vd_set(0.0), one = vd_set(1.0), least = vd_set(-DBL_MAX), top = vd_set(row->ref.delta);
+    vd weight[PARTS], moment[PARTS], others[PARTS], ties[PARTS];
+    md inside = vd_le(zero, zero);
+    for (int j = 0; j < PARTS; j++)
+        weight[j] = moment[j] = others[j] = ties[j] = zero;
+    for (ptrdiff_t i = 0; i < n; i += LANES)
+        for (int j = 0; j < PARTS; j++) {
+            const vd y = load_logits(type, b, i + j * VD, n);
+            const md has_b = vd_le(least, y), tie = vd_eq(y, top);
+            vd z, low;
+            vd_two_sum(vd_select(has_b, y, top), -top, &z, &low);
+            const vd q = vd_select(has_b, decay(z, low, &v), zero);
+            others[j] += vd_select(tie, zero, q);
+            ties[j] += vd_select(tie, one, zero);
+            vd p = q;
+            if (!same) {
+                const vd x = load_logits(type, a, i + j * VD, n);
+                const md has_a = vd_le(v.least, x);
+                p = vd_select(has_a, weight_of(vd_max(x, v.least), &v), zero);
+                inside = md_and(inside, md_or(has_b, md_not(vd_le(least, x))));
+            }
+            weight[j] += p;
+            moment[j] += vd_select(vd_eq(p, zero), zero, p * -z);
+        }
+    row->outside |= !md_all(inside);
+    row->weight += vd_add_lanes(weight);
+    row->moment += vd_add_lanes(moment);
+    row->others += vd_add_lanes(others);
+    row->ties += vd_add_lanes(ties);
+}
+
+/* ---- the largest logit ----------------------------------------------------------------------------------------- */
+
+struct top_row {
+    double top;
+    ptrdiff_t at;
+    int bad;
+};
+
+FKL_INLINE void extend_top(struct top_row *row, const enum fkl_type type, const char *at, ptrdiff_t start, ptrdiff_t n)
+{
+    const double top = top_of_chunk(type, at, n);
+    row->bad |= !(top < INFINITY);
+    if (!(top > row->top))
+        return;
+    row->top = top;
+    for (row->at = 0; load_one(type, at + row->at * type_size(type)) != top;)
+        row->at++;
+    row->at += start;
+}
+
+#endif
