@@ -7,6 +7,7 @@ FAMILIES: dict[str, int]
 SCALES: dict[str, int]
 OPS: dict[str, int]
 GAUSSIAN_OPS: dict[str, int]
+LOGITS_OPS: dict[str, int]
 TYPES: dict[str, int]
 
 def reduce(
@@ -24,4 +25,5 @@ def reduce(
     parameter: float = 0.0,
     positions: NDArray[np.float64] | None = None,
     scale: int = 0,
+    temperature: float = 1.0,
 ) -> None: ...
