@@ -9,7 +9,16 @@ import pytest
 import fastkl
 
 ROOT = pathlib.Path(fastkl.__file__).parents[1]
-MODULES = ["fastkl", "fastkl.discrete", "fastkl.reference", "fastkl._runtime", "fastkl._summary", "fastkl._npyfile"]
+MODULES = [
+    "fastkl",
+    "fastkl.discrete",
+    "fastkl.gaussian",
+    "fastkl.policy",
+    "fastkl.reference",
+    "fastkl._runtime",
+    "fastkl._summary",
+    "fastkl._npyfile",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
