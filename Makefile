@@ -1,7 +1,7 @@
 # The commands of this project. Each makes what it needs first, in .venv and build; nothing outside is touched.
 #
 #   make demo     score a million real pairs of distributions, and compare with NumPy, SciPy and the exact values
-#   make examples worked examples, each of which leaves a picture in build/examples
+#   make examples three worked examples, each of which leaves a picture in build/examples
 #   make test     run the tests; PYTEST="-k score -x" passes options on
 #   make bench    time the kernels case by case; the tables of the README come from .venv/bin/python -m bench --readme
 #   make build    compile, and put the command fastkl into .venv/bin

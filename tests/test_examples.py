@@ -51,6 +51,7 @@ def test_readme():
 SCRIPTS = [
     pytest.param("forward_reverse"),
     pytest.param("vae_digits", id="vae_digits-torch"),
+    pytest.param("quantisation"),
 ]
 
 
