@@ -1,6 +1,7 @@
 # The commands of this project. Each makes what it needs first, in .venv and build; nothing outside is touched.
 #
 #   make demo     score a million real pairs of distributions, and compare with NumPy, SciPy and the exact values
+#   make examples three worked examples, each of which leaves a picture in build/examples
 #   make test     run the tests; PYTEST="-k score -x" passes options on
 #   make bench    time the kernels case by case; the tables of the README come from .venv/bin/python -m bench --readme
 #   make build    compile, and put the command fastkl into .venv/bin
@@ -13,11 +14,14 @@ PYTEST ?=
 RUN := .venv/bin/python
 SOURCES := setup.py $(wildcard fastkl/_kernels/*.pyx fastkl/_kernels/*.pxd fastkl/_kernels/src/*)
 
-.PHONY: demo test bench build peers clean
+.PHONY: demo examples test bench build peers clean
 .NOTPARALLEL:  # one pip at a time
 
 demo: build .venv/demo.installed
 	$(RUN) demo/digits.py
+
+examples: build .venv/examples.installed
+	for script in examples/*.py; do echo "$$script"; $(RUN) "$$script" --folder build/examples || exit 1; done
 
 test: build .venv/test.installed
 	$(RUN) -m pytest $(PYTEST)
@@ -44,5 +48,5 @@ peers: .venv/test.installed .venv/peers.installed
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .benchmarks
-	find fastkl tests bench demo scripts -name __pycache__ -prune -exec rm -rf {} +
+	find fastkl tests bench demo examples scripts -name __pycache__ -prune -exec rm -rf {} +
 	rm -f fastkl/_kernels/*.so

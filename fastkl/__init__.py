@@ -15,10 +15,12 @@ from fastkl.discrete import (
     wasserstein_distance,
 )
 from fastkl.gaussian import gaussian_kl, reparameterize
+from fastkl.policy import clipped_ratio_objective, kl_estimate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "clipped_ratio_objective",
     "cross_entropy",
     "entropy",
     "gaussian_kl",
@@ -28,6 +30,7 @@ __all__ = [
     "js_distance",
     "js_divergence",
     "kl_divergence",
+    "kl_estimate",
     "renyi_divergence",
     "reparameterize",
     "score",

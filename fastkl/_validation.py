@@ -1,9 +1,9 @@
 """The checks: the one place that knows shapes, dtypes, axes, ``out`` and errors.
 
-A public function takes its operands through :func:`row_pairs` or :func:`gaussian_rows` and its other options through
-the function of the same name here, asks :func:`target_for` where to write, computes, and returns what :func:`deliver`
-gives. Nothing compiled is imported, so that the compiled functions and their NumPy twins in :mod:`fastkl.reference`
-share every rule and message.
+A public function takes its operands through :func:`row_pairs`, :func:`gaussian_rows` or :func:`elements` and its other
+options through the function of the same name here, asks :func:`target_for` where to write, computes, and returns what
+:func:`deliver` gives. Nothing compiled is imported, so that the compiled functions and their NumPy twins in
+:mod:`fastkl.reference` share every rule and message.
 """
 
 from __future__ import annotations
@@ -148,29 +148,9 @@ def gaussian_rows(
             else:
                 return Rows(operands, names, known, -1, shape[-1], shape[:-1])
 
-    _dtype(dtype)
-    weak = [float(x) if type(x) is int else x if type(x) is float else None for x in operands]
-    numbers = [
-        _numbers(x if number is None else number, name, dtype)
-        for x, number, name in zip(operands, weak, names, strict=True)
-    ]
-    strong = tuple(type_name for (_, type_name), number in zip(numbers, weak, strict=True) if number is None)
-    if len(strong) < len(operands) and strong and _types(strong).result == _FLOAT32:
-        with np.errstate(over="ignore"):
-            for i, number in enumerate(weak):
-                if number is not None:
-                    numbers[i] = np.float32(number)[...], "float32"
-    arrays = tuple(array for array, _ in numbers)
-    types = tuple(type_name for _, type_name in numbers)
-    _some_bfloat16(dtype, types)
-    shapes = ", ".join(f"{name} has shape {array.shape}" for name, array in zip(names, arrays, strict=True))
     if axis is None:
-        try:
-            batch_shape = np.broadcast_shapes(*(array.shape for array in arrays))
-        except ValueError:
-            raise ValueError(f"shapes do not broadcast: {shapes}") from None
-        return Rows(arrays, names, _types(types), None, 1, batch_shape)
-
+        return elements(operands, names, dtype)
+    arrays, types, shapes = _promoted(operands, names, dtype)
     ndim = max(array.ndim for array in arrays)
     if ndim == 0:
         raise ValueError(f"scalars have no axis to reduce, pass axis=None: {shapes}")
@@ -186,6 +166,16 @@ def gaussian_rows(
     except ValueError:
         raise ValueError(f"shapes do not broadcast outside axis {axis}: {shapes}") from None
     return Rows(arrays, names, _types(types), negative_axis, length, batch_shape)
+
+
+def elements(operands: tuple[ArrayLike, ...], names: tuple[str, ...], dtype: str | None) -> Rows:
+    """Check operands that broadcast against each other, to be taken one number of each at a time."""
+    arrays, types, shapes = _promoted(operands, names, dtype)
+    try:
+        batch_shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    except ValueError:
+        raise ValueError(f"shapes do not broadcast: {shapes}") from None
+    return Rows(arrays, names, _types(types), None, 1, batch_shape)
 
 
 def decoded(array: Array, type_name: str) -> Array:
@@ -337,6 +327,22 @@ def gaussian_scale(scale: str, name: str = "scale") -> str:
     return scale
 
 
+def estimator(kind: str) -> str:
+    """Check the name of an estimator of the KL divergence from samples."""
+    if kind not in ("k1", "k2", "k3"):
+        raise ValueError(f"kind must be 'k1', 'k2' or 'k3', got {kind!r}")
+    return kind
+
+
+def clip_range(clip: float) -> float:
+    """Check how far from 1 the ratio of a clipped objective may count."""
+    if not isinstance(clip, Real):
+        raise TypeError(f"clip must be a number, got {_type_of(clip)}")
+    if not 0 <= clip < math.inf:
+        raise ValueError(f"clip must be at least 0 and finite, got {clip!r}")
+    return float(clip)
+
+
 def gaussian_operands(
     mean_p: ArrayLike, scale_p: ArrayLike, mean_q: ArrayLike | None, scale_q: ArrayLike | None
 ) -> tuple[tuple[ArrayLike, ...], tuple[str, ...]]:
@@ -387,6 +393,29 @@ def _numbers(operand: ArrayLike, name: str, dtype: str | None) -> tuple[Array, s
     else:
         advice = f"pass float64, float32, float16, bfloat16, integers or bool, for instance {name}.astype(np.float64)"
     raise TypeError(f"{name} has dtype {array.dtype}; {advice}")
+
+
+def _promoted(
+    operands: tuple[ArrayLike, ...], names: tuple[str, ...], dtype: str | None
+) -> tuple[tuple[Array, ...], tuple[str, ...], str]:
+    """Operands as arrays, the names of their types, and their shapes in words; Python numbers take the others' type."""
+    _dtype(dtype)
+    weak = [float(x) if type(x) is int else x if type(x) is float else None for x in operands]
+    numbers = [
+        _numbers(x if number is None else number, name, dtype)
+        for x, number, name in zip(operands, weak, names, strict=True)
+    ]
+    strong = tuple(type_name for (_, type_name), number in zip(numbers, weak, strict=True) if number is None)
+    if len(strong) < len(operands) and strong and _types(strong).result == _FLOAT32:
+        with np.errstate(over="ignore"):
+            for i, number in enumerate(weak):
+                if number is not None:
+                    numbers[i] = np.float32(number)[...], "float32"
+    arrays = tuple(array for array, _ in numbers)
+    types = tuple(type_name for _, type_name in numbers)
+    _some_bfloat16(dtype, types)
+    shapes = ", ".join(f"{name} has shape {array.shape}" for name, array in zip(names, arrays, strict=True))
+    return arrays, types, shapes
 
 
 def _types(types: tuple[str, ...]) -> Types:
@@ -468,6 +497,16 @@ def gaussian_fault(scale: str) -> Fault:
         return _first(faults, name)
 
     return fault
+
+
+def log_probability_fault(row: NDArray[np.float64], name: str) -> str:
+    """What makes a logarithm of a probability invalid: two of -inf are. And an advantage."""
+    faults = {"NaN": np.isnan(row)}
+    if name == "advantage":
+        faults |= {"infinite value": np.isinf(row)}
+    else:
+        faults |= {"infinite value": row == np.inf, "zero probability": row == -np.inf}
+    return _first(faults, name)
 
 
 def _first(faults: dict[str, NDArray[np.bool_]], name: str) -> str:

@@ -105,7 +105,7 @@ def gaussian_kl(
     --------
     >>> import fastkl
     >>> fastkl.gaussian_kl([[0.0, 1.0], [0.5, 0.5]], [[1.0, 1.0], [2.0, 0.5]])
-    array([0.5 , 0.5 ])
+    array([0.5, 0.5])
     >>> fastkl.gaussian_kl([0.0, 1.0], 1.0, 0.0, [1.0, 4.0], axis=None)
     array([0.        , 0.44314718])
     """

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastkl._validation import Array, Result, Rows
 
 __all__ = [
+    "clipped_ratio_objective",
     "cross_entropy",
     "entropy",
     "gaussian_kl",
@@ -31,6 +32,7 @@ __all__ = [
     "js_distance",
     "js_divergence",
     "kl_divergence",
+    "kl_estimate",
     "renyi_divergence",
     "reparameterize",
     "score",
@@ -460,6 +462,80 @@ def reparameterize(
         noise = np.random.default_rng(rng).standard_normal(rows.batch_shape, result)
         sample = np.where(valid, means + deviation * noise, np.nan).astype(result)
     return sample if rows.batch_shape else sample[()]
+
+
+def kl_estimate(
+    logp: ArrayLike,
+    logq: ArrayLike,
+    *,
+    kind: Literal["k1", "k2", "k3"] = "k3",
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """With log r = logq − logp: k1 = −log r, k2 = ½ (log r)², k3 = r − 1 − log r."""
+    validation.estimator(kind)
+
+    def formula(p: Array, q: Array) -> Array:
+        log_r = q - p
+        valid = (p < np.inf) & (q < np.inf)
+        if kind == "k1":
+            return np.where(valid, p - q, np.nan)
+        if kind == "k2":
+            return np.where(valid, 0.5 * log_r * log_r, np.nan)
+        # Near 0, where e^x − 1 and x cancel, the series x²/2 (1 + x/3 (1 + x/4 (...))).
+        series = np.ones_like(log_r)
+        for n in range(12, 2, -1):
+            series = 1 + series * log_r / n
+        # Where r is infinite, so is k3; where it is 0, −log r alone is.
+        k3 = np.where(log_r > 1000, np.inf, np.expm1(log_r) - log_r)
+        return np.where(valid, np.where(np.abs(log_r) < 0.1, log_r * log_r / 2 * series, k3), np.nan)
+
+    return _by_element(formula, (logp, logq), ("logp", "logq"), out, n_threads, invalid, dtype)
+
+
+def clipped_ratio_objective(
+    logp_new: ArrayLike,
+    logp_old: ArrayLike,
+    advantage: ArrayLike,
+    *,
+    clip: float = 0.2,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """Min(r A, clip(r, 1 − ε, 1 + ε) A) with r = exp(logp_new − logp_old)."""
+    limit = validation.clip_range(clip)
+
+    def formula(new: Array, old: Array, a: Array) -> Array:
+        r = np.exp(new - old)
+        objective = np.where(a == 0, 0, np.minimum(r * a, np.clip(r, 1 - limit, 1 + limit) * a))
+        valid = (new < np.inf) & (old < np.inf) & ~np.isnan(r) & np.isfinite(a)
+        return np.where(valid, objective, np.nan)
+
+    names = ("logp_new", "logp_old", "advantage")
+    return _by_element(formula, (logp_new, logp_old, advantage), names, out, n_threads, invalid, dtype)
+
+
+def _by_element(
+    formula: Callable[..., Array],
+    operands: tuple[ArrayLike, ...],
+    names: tuple[str, ...],
+    out: Array | None,
+    n_threads: int | None,
+    invalid: str,
+    dtype: str | None,
+) -> Result:
+    rows = validation.elements(operands, names, dtype)
+    validation.thread_bound(n_threads)
+    validation.invalid_choice(invalid)
+    target, copy_to = validation.target_for(rows, False, out)
+    numbers = (validation.decoded(x, name) for x, name in zip(rows.operands, rows.types.operands, strict=True))
+    with np.errstate(all="ignore"):
+        target[...] = formula(*(x.astype(np.float64) for x in numbers))
+    return validation.deliver(rows, target, copy_to, validation.log_probability_fault, False, out, invalid)
 
 
 def _reduce(

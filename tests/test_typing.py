@@ -63,6 +63,8 @@ CALLS = {
     "float(fastkl.js_distance(x, x, weight=0.25))": None,
     "fastkl.entropy(x).mean()": None,
     "fastkl.score(x, x, ['kl', 'renyi'], alpha=2)['kl'].max()": None,
+    "fastkl.kl_estimate(x, -1.0, kind='k1', out=x).mean()": None,
+    "float(fastkl.clipped_ratio_objective(-1, -2, 0.5, clip=0.1))": None,
     "fastkl.show_config('dicts')['threads']['default']": None,
     "fastkl.kl_divergence(x)": "call-arg",
     "fastkl.kl_divergence(x, x, True)": "call-arg",
@@ -70,6 +72,8 @@ CALLS = {
     "fastkl.kl_divergence(x, x, axis=None)": "arg-type",
     "fastkl.total_variation(x, x, base=2)": "call-arg",
     "fastkl.renyi_divergence(x, x)": "call-arg",
+    "fastkl.kl_estimate(x, x, 'k1')": "call-arg",
+    "fastkl.kl_estimate(x, x, kind='k4')": "arg-type",
 }
 
 
