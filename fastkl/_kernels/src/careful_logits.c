@@ -44,8 +44,8 @@ static double logit(const struct rows *r, const fkl_rows *rows, ptrdiff_t i)
 
 static struct pair apart(const struct rows *r, double a, double b)
 {
-    const struct pair d = minus(a, b), x = plus(d, -r->delta.high);
-    return (struct pair){x.high, x.low - r->delta.low};
+    const struct pair x = plus(minus(a, b), -r->delta.high);
+    return plus((struct pair){x.low - r->delta.low, 0.0}, x.high);
 }
 
 /* e^(x/T), 0 and infinity beyond the range. */
@@ -146,8 +146,9 @@ static void diverge(struct rows *r)
     }
     const double t = (excess.high + excess.low) / r->p_sum;
     if (t < 0x1p200 && fabs(r->mean) < 0.5) {
-        r->log_ratio = vd_log1p(t - r->mean);
-        r->kl = r->mean + r->log_ratio;
+        const double y = t - r->mean;
+        r->log_ratio = vd_log1p(y);
+        r->kl = fabs(y) < 0.5 ? t - vd_less_log1p(y) : r->mean + r->log_ratio;
     } else {
         r->log_ratio = (log(r->q_sum) - log(r->p_sum)) + in_nats(r, offset);
         r->kl = r->mean + r->log_ratio;

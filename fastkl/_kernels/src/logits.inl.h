@@ -73,7 +73,7 @@ static double careful_logits(int op, const fkl_rows *operands, ptrdiff_t row, co
     return fkl_careful_logits_row(op, one, problem);
 }
 
-/* m + log1p(t - m) in eight lanes; a bit for each that is vouched for. */
+/* m + log1p(t - m), or t - [(t - m) - log1p(t - m)], in eight lanes; a bit for each that is vouched for. */
 FKL_INLINE unsigned kl_of_sums(const double weight[LANES], const double moment[LANES], const double excess[LANES],
                                double temperature, double least, double kl[LANES])
 {
@@ -83,7 +83,9 @@ FKL_INLINE unsigned kl_of_sums(const double weight[LANES], const double moment[L
         const md centred = md_or(md_and(vd_le(vd_abs(m), vd_set(0.51)), vd_le(m * m, vd_set(0.8) * t)),
                                  md_and(vd_le(m * m, vd_set(least)), vd_le(t, vd_set(least))));
         const md positive = md_and(vd_lt(vd_set(0.0), w), vd_le(t, vd_set(0x1p900)));
-        vd_store(kl + j, vd_max(vd_set(0.0), m + vd_log1p(vd_select(md_and(centred, positive), t - m, vd_set(0.0)))));
+        const vd y = vd_select(md_and(centred, positive), t - m, vd_set(0.0));
+        const vd value = vd_select(vd_lt(vd_abs(y), vd_set(0.5)), t - vd_less_log1p(y), m + vd_log1p(y));
+        vd_store(kl + j, vd_max(vd_set(0.0), value));
         good |= md_lanes(md_and(centred, positive)) << j;
     }
     return good;

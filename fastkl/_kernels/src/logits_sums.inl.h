@@ -35,13 +35,14 @@ struct reference {
 };
 
 /* The range of each arithmetic, in octaves: weights from 2^-depth up to 2^height, e^-x from 2^-reach to 2^reach. Lower
- * weights count as 2^-depth: times e^-x, that is nothing yet. */
+ * weights count as 2^-depth: times e^-x, that is nothing yet. With the reach, what e^-x makes of the rounding of x grows
+ * by log 2/2 ulp an octave. */
 #define DEPTH 900.0
 #define HEIGHT 500.0
-#define REACH 400.0
+#define REACH 40.0
 #define DEPTH_FLOAT 120.0
 #define HEIGHT_FLOAT 60.0
-#define REACH_FLOAT 40.0
+#define REACH_FLOAT 24.0
 /* Up to this shift, what the low half of c makes of a logit is much less than an octave. */
 #define LARGEST_SHIFT 0x1p40
 #define LARGEST_SHIFT_FLOAT 0x1p17
@@ -494,7 +495,7 @@ FKL_INLINE void extend_row(struct logit_row *row, const enum fkl_type type, cons
             if (weight > 0.0) {
                 const double mean = moment / weight / row->temperature, t = excess / weight;
                 const double offset = row->ref.delta / row->temperature;
-                if (in_float && !row->ref.exact && offset * offset > 8.0 * t && t > least) {
+                if (in_float && !row->ref.exact && offset * offset > 8.0 * t) {
                     row->ref.exact = 1;
                     continue;
                 }

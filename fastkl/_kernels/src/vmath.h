@@ -198,6 +198,14 @@ FKL_INLINE vd vd_log1p(vd x)
     return vd_fma(k, vd_set(FKL_LN2), near);
 }
 
+/* x - log(1 + x) for x > -1 with 1 + x normal, as phi(1, 1 + x). */
+FKL_INLINE vd vd_less_log1p(vd x)
+{
+    vd sum, low;
+    vd_two_sum(vd_set(1.0), x, &sum, &low);
+    return vd_phi_near(vd_set(1.0), vd_set(0.0), sum, low, -x);
+}
+
 /* x - k log 2 for whole numbers |k| < 2^21, to two roundings; x itself for k = 0. */
 FKL_INLINE vd vd_less_octaves(vd x, vd k)
 {
