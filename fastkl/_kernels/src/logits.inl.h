@@ -106,7 +106,7 @@ FKL_INLINE void finish_kl_rows(const struct row_state *row, int n, const int in_
         if (x->bad)
             result[j] = NAN;
         else if (!x->lost && x->outside)
-            result[j] = has_any(&operands[1], first + j, problem->length) ? INFINITY : NAN;
+            result[j] = has_any(&operands[1], first + j, problem->length) ? INFINITY / problem->log_base : NAN;
         else if (x->lost || !(good >> j & 1))
             result[j] = careful_logits(FKL_LOGITS_KL, operands, first + j, problem);
         else
@@ -129,7 +129,7 @@ FKL_INLINE double finish_entropy(const struct entropy_row *row, int op, const fk
     if (row->lost)
         return careful_logits(op, operands, i, problem);
     if (row->outside)
-        return INFINITY;
+        return INFINITY / problem->log_base;
     vd_store(others, vd_log1p(vd_set(row->others + (row->ties - 1.0))));
     const double entropy = (row->moment / problem->temperature / row->weight + others[0]) / problem->log_base;
     return entropy <= DBL_MAX ? entropy : careful_logits(op, operands, i, problem);

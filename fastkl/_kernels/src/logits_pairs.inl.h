@@ -14,19 +14,22 @@
  */
 struct pair_sums {
     struct reference ref;
-    double weight, rest, log_ratio, kl, temperature;
+    double per_weight, per_q; /* 1/weight, 1/(1 + rest) */
+    double rest, log_ratio, kl, temperature;
+    int alike; /* are the rows so near that p - q is best taken from rest and x? */
 };
 
 /* 0 where they don't say it well enough. */
 FKL_INLINE int pair_of_sums(const struct logit_row *row, double kl, struct pair_sums *sums)
 {
-    const double weight = row->weight + row->alone;
-    const double rest = ((row->excess - row->moment / row->temperature) - row->alone) / weight;
-    if (row->bad || row->lost || !(weight > 0.0) || !(rest > -0.999999 && rest < 0x1p900))
+    const double p = row->weight + row->alone, more = row->excess - row->moment / row->temperature;
+    const double q = row->weight + more, rest = (more - row->alone) / p;
+    if (row->bad || row->lost || !(p > 0.0) || !(0x1p-900 * p < q && q < 0x1p900 * p))
         return 0;
     double log_ratio[VD];
-    vd_store(log_ratio, vd_log1p(vd_set(rest)));
-    *sums = (struct pair_sums){row->ref, weight, rest, log_ratio[0], kl, row->temperature};
+    const int alike = fabs(rest) < 0.5;
+    vd_store(log_ratio, alike ? vd_log1p(vd_set(rest)) : vd_log_ratio(vd_set(q), vd_set(p), vd_set(0.0)));
+    *sums = (struct pair_sums){row->ref, 1.0 / p, p / q, rest, log_ratio[0], kl, row->temperature, alike};
     return 1;
 }
 
@@ -36,8 +39,8 @@ struct couple {
 
 FKL_INLINE struct couple couple(vd a, vd b, const struct pair_sums *sums, const struct vreference *v)
 {
-    const vd zero = vd_set(0.0), per_weight = vd_set(1.0 / sums->weight), rest = vd_set(sums->rest);
-    const vd per_q = vd_set(1.0 / (1.0 + sums->rest)), nats = vd_set(sums->ref.c * FKL_LN2);
+    const vd zero = vd_set(0.0), per_weight = vd_set(sums->per_weight), per_q = vd_set(sums->per_q);
+    const vd rest = vd_set(sums->rest), nats = vd_set(sums->ref.c * FKL_LN2);
     const md has_a = vd_le(vd_set(-DBL_MAX), a), has_b = vd_le(vd_set(-DBL_MAX), b);
     a = vd_select(has_a, a, zero);
     b = vd_select(has_b, b, zero);
@@ -46,8 +49,8 @@ FKL_INLINE struct couple couple(vd a, vd b, const struct pair_sums *sums, const 
     const vd p = vd_select(has_a, weight_of(vd_max(a, v->least), v) * per_weight, zero);
     const vd excess = excess_of(vd_select(near, x, zero), v, &exponential);
     const vd in_nats = x * nats;
-    struct couple pair = {p, p * exponential * per_q, p * per_q * ((rest + in_nats) - excess),
-                          in_nats + vd_set(sums->log_ratio)};
+    struct couple pair = {p, p * exponential * per_q, zero, in_nats + vd_set(sums->log_ratio)};
+    pair.difference = sums->alike ? p * per_q * ((rest + in_nats) - excess) : p - pair.q;
     if (FKL_LIKELY(md_all(near)))
         return pair;
     const vd q = vd_select(has_b, q_weight(b, &sums->ref) * per_weight * per_q, zero);
