@@ -662,7 +662,7 @@ def _deviance(p: Array, q: Array, log_p: Array, log_q: Array, difference: Array)
     z = s * s
     series = 2 * s * z * (1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9 + z / 11))))
     result = np.where(np.abs(s) < 0.05, difference * s + p * series, far)
-    return np.where((p == 0) & (q == 0), 0.0, result)
+    return np.where((p == 0) & (q == 0), 0.0, np.maximum(result, 0.0))  # a subnormal one may be rounded below 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
