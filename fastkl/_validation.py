@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Iterable
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
@@ -344,9 +343,11 @@ def softmax_temperature(temperature: float) -> float:
     """Check the temperature by which logits are divided."""
     if not isinstance(temperature, Real):
         raise TypeError(f"temperature must be a number, got {_type_of(temperature)}")
-    # What float() makes of a number of another type may be 0, or too large for it.
-    value = float(temperature) if 0 < temperature <= sys.float_info.max else 0.0
-    if value <= 0:
+    try:
+        value = float(temperature)
+    except OverflowError:
+        value = math.inf
+    if not 0 < value < math.inf:
         raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
     return value
 
