@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -43,6 +43,14 @@ METRICS = (
     "hellinger",
     "wasserstein",
 )
+
+#: The names that ``score_from_logits`` knows.
+LOGITS_METRICS = ("kl", "reverse_kl", "js", "js_distance", "cross_entropy", "entropy", "top1_agreement")
+
+#: The names of two operands that are judged by the same rule, as :func:`row_pairs` takes them.
+PAIR = ("p", "q")
+LOGITS = ("p_logits", "q_logits")
+DISTILLED = ("teacher_logits", "student_logits")
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
@@ -92,24 +100,27 @@ class Rows:
         self.batch_shape = batch_shape
 
 
-def row_pairs(p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None) -> Rows:
-    """Check two operands against each other; for a function of one operand, pass it twice."""
+def row_pairs(
+    p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None, names: tuple[str, str] = PAIR
+) -> Rows:
+    """Check two operands of these names against each other; for a function of one operand, pass it twice."""
     # Most calls pass two plain arrays that match, and this keeps a small one of them well below a microsecond. What
     # does not fit, right or wrong, takes the road below.
     if type(p) is np.ndarray and type(q) is np.ndarray and type(axis) is int and axis == -1 and dtype is None:
         shape = p.shape
         types = _MATCHING.get(p.dtype)
         if types is not None and q.dtype is p.dtype and q.shape == shape and shape and shape[-1]:
-            return Rows((p, q), _PAIR, types, -1, shape[-1], shape[:-1])
+            return Rows((p, q), names, types, -1, shape[-1], shape[:-1])
 
     _dtype(dtype)
-    p_array, p_type = _numbers(p, "p", dtype)
-    q_array, q_type = (p_array, p_type) if q is p else _numbers(q, "q", dtype)
+    p_name, q_name = names
+    p_array, p_type = _numbers(p, p_name, dtype)
+    q_array, q_type = (p_array, p_type) if q is p else _numbers(q, q_name, dtype)
     _some_bfloat16(dtype, (p_type, q_type))
 
-    shapes = f"p has shape {p_array.shape}"
+    shapes = f"{p_name} has shape {p_array.shape}"
     if q is not p:
-        shapes += f", q has shape {q_array.shape}"
+        shapes += f", {q_name} has shape {q_array.shape}"
     if p_array.ndim == 0 or q_array.ndim == 0:
         raise ValueError(f"an operand without axes has no rows: {shapes}")
     negative_axis = _negative_axis(axis, max(p_array.ndim, q_array.ndim), shapes)
@@ -125,7 +136,7 @@ def row_pairs(p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None
     except ValueError:
         raise ValueError(f"shapes do not broadcast outside axis {axis}: {shapes}") from None
 
-    return Rows((p_array, q_array), _PAIR, _types((p_type, q_type)), negative_axis, length, batch_shape)
+    return Rows((p_array, q_array), names, _types((p_type, q_type)), negative_axis, length, batch_shape)
 
 
 def gaussian_rows(
@@ -191,6 +202,35 @@ def rows_last(rows: Rows, operand: Array) -> Array:
         return operand[..., np.newaxis]
     padded = operand.reshape((1,) * (-rows.axis - operand.ndim) + operand.shape)
     return np.moveaxis(padded, rows.axis, -1)
+
+
+def stretches(rows: Rows, gradients: tuple[Array, ...], most: int) -> Iterator[tuple[Rows, tuple[Array, ...]]]:
+    """The batch in stretches of ``most`` rows at most, in order, each with its part of :func:`gradient_for` arrays."""
+    shape = rows.batch_shape
+    if math.prod(shape) <= most:
+        yield rows, gradients
+        return
+    operands = tuple(np.broadcast_to(rows_last(rows, x), (*shape, rows.length)) for x in rows.operands)
+    last = tuple(rows_last(rows, x) for x in gradients)
+    cut = len(shape) - 1
+    while math.prod(shape[cut:]) <= most:
+        cut -= 1
+    step = max(1, most // math.prod(shape[cut + 1 :]))
+    for outer in np.ndindex(shape[:cut]):
+        for start in range(0, shape[cut], step):
+            at = (*outer, slice(start, start + step))
+            parts = tuple(x[at] for x in operands)
+            part = Rows(parts, rows.names, rows.types, -1, rows.length, parts[0].shape[:-1])
+            yield part, tuple(x[at] for x in last)
+
+
+def gradient_for(rows: Rows) -> Array:
+    """Where to write a gradient: a number for each of the broadcast operands, the rows along the reduced axis."""
+    shape = rows.batch_shape
+    if rows.axis is not None:
+        at = len(shape) + 1 + rows.axis
+        shape = (*shape[:at], rows.length, *shape[at:])
+    return np.empty(shape, rows.types.result)
 
 
 def target_for(rows: Rows, keepdims: bool, out: Array | None) -> tuple[Array, Array | None]:
@@ -299,6 +339,34 @@ def renyi_order(alpha: float) -> float:
     return float(alpha)
 
 
+def softmax_temperature(temperature: float) -> float:
+    """Check the temperature by which logits are divided."""
+    if not isinstance(temperature, Real):
+        raise TypeError(f"temperature must be a number, got {_type_of(temperature)}")
+    try:
+        value = float(temperature)
+    except OverflowError:
+        value = math.inf
+    if not 0 < value < math.inf:
+        raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
+    return value
+
+
+def distillation_temperature(temperature: float) -> float:
+    """Check a temperature whose square is a factor of a loss."""
+    value = softmax_temperature(temperature)
+    if not 1e-150 <= value <= 1e150:
+        raise ValueError(f"temperature must be between 1e-150 and 1e150, for its square is needed, got {temperature!r}")
+    return value
+
+
+def loss_reduction(reduction: str) -> str:
+    """Check what becomes of the losses of all rows."""
+    if reduction not in ("batchmean", "sum", "none"):
+        raise ValueError(f"reduction must be 'batchmean', 'sum' or 'none', got {reduction!r}")
+    return reduction
+
+
 def bin_positions(positions: ArrayLike | None, length: int) -> NDArray[np.float64] | None:
     """Check the positions of the bins; a contiguous float64 copy of them, or None for 0, 1, ..., length - 1."""
     if positions is None:
@@ -356,16 +424,18 @@ def gaussian_operands(
     return (mean_p, scale_p, mean_q, scale_q), names
 
 
-def metric_names(metrics: Iterable[str], alpha: float | None) -> tuple[str, ...]:
-    """Check the names of the metrics to score; each of them once, in the order given."""
+def metric_names(
+    metrics: Iterable[str], known: tuple[str, ...] = METRICS, alpha: float | None = None
+) -> tuple[str, ...]:
+    """Check the names of the metrics to score against the known ones; each of them once, in the order given."""
     if isinstance(metrics, str):
         raise TypeError(f"metrics must be several names, got the string {metrics!r}; pass ({metrics!r},)")
     names = tuple(dict.fromkeys(metrics))
     if not names:
         raise ValueError("metrics must name at least one metric, got none")
     for name in names:
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}; the metrics are {', '.join(METRICS)}")
+        if name not in known:
+            raise ValueError(f"unknown metric {name!r}; the metrics are {', '.join(known)}")
     if "renyi" in names and alpha is None:
         raise ValueError("the metric 'renyi' needs an order: pass alpha, got None")
     return names
@@ -433,7 +503,6 @@ def _types(types: tuple[str, ...]) -> Types:
     return Types(types, row_type, _FLOAT64 if row_type == "float64" else _FLOAT32)
 
 
-_PAIR = ("p", "q")
 _MATCHING = {dtype: _types((name,) * 2) for dtype, name in _TYPE_NAMES.items()}
 _MATCHING_FOUR = {dtype: _types((name,) * 4) for dtype, name in _TYPE_NAMES.items()}
 
@@ -482,6 +551,12 @@ def weights_fault(normalize: bool) -> Fault:
         return _first(faults, name) or (f"sum is zero in {name}" if normalize and not row.any() else "")
 
     return fault
+
+
+def logits_fault(row: NDArray[np.float64], name: str) -> str:
+    """What makes a row of logits invalid."""
+    found = _first({"NaN": np.isnan(row), "+inf": row == np.inf}, name)
+    return found or (f"every value is -inf in {name}" if np.all(row == -np.inf) else "")
 
 
 def gaussian_fault(scale: str) -> Fault:
@@ -535,7 +610,7 @@ def _raise_for_nan(rows: Rows, result: Array, fault: Fault) -> None:
     index = tuple(int(i) for i in np.unravel_index(first, rows.batch_shape)) if rows.batch_shape else ()
     faults = []
     for i, (operand, type_name, name) in enumerate(zip(rows.operands, rows.types.operands, rows.names, strict=True)):
-        if rows.names is _PAIR and any(operand is other for other in rows.operands[:i]):
+        if rows.names in (PAIR, LOGITS, DISTILLED) and any(operand is other for other in rows.operands[:i]):
             continue  # it is what it was, and has been judged by the same rule
         every_row = np.broadcast_to(rows_last(rows, operand), (*rows.batch_shape, rows.length))
         faults.append(fault(decoded(every_row[index], type_name).astype(np.float64), name))

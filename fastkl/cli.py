@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import fastkl
 from fastkl._npyfile import Refused, ResultFile, RowFile
 from fastkl._summary import RunningMoments, summarize
-from fastkl._validation import METRICS
+from fastkl._validation import LOGITS_METRICS, METRICS
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2  # also what argparse exits with
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "score",
         help="score every row of P against the same row of Q",
         description="Score every row of P against the same row of Q (or one row against all), a number a row.\n"
+        "With --logits the rows are logits, whose softmax is scored.\n"
         "With --gaussian the files are the means and scales of Gaussians: P's, and Q's unless Q is N(0, I).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,15 +94,21 @@ def _parser() -> argparse.ArgumentParser:
         "--metric",
         action="append",
         metavar="NAME",
-        choices=METRICS,
-        help="repeat for several in one pass (default: kl): " + ", ".join(METRICS),
+        choices=tuple(dict.fromkeys(METRICS + LOGITS_METRICS)),
+        help="repeat for several in one pass (default: kl): "
+        + ", ".join(METRICS)
+        + "; with --logits: "
+        + ", ".join(LOGITS_METRICS),
     )
-    score.add_argument(
+    family = score.add_mutually_exclusive_group()
+    family.add_argument("--logits", action="store_true", help="score the softmax of rows of logits")
+    family.add_argument(
         "--gaussian",
         choices=("var", "std", "logvar"),
         help="score Gaussians with independent components; what their scales are",
     )
     score.add_argument("--no-normalize", action="store_true", help="do not divide rows by their sums")
+    score.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of --logits (default: 1)")
     score.add_argument("--base", type=float, metavar="B", help="of the logarithms (default: e)")
     score.add_argument("--weight", type=float, default=0.5, metavar="W", help="of P in js, js_distance (default: 0.5)")
     score.add_argument("--alpha", type=float, metavar="A", help="order of renyi")
@@ -159,7 +166,12 @@ def _score(arguments: argparse.Namespace) -> int:
     bfloat16 = arguments.dtype == "bfloat16"
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(_StopSignals())
-        score = _gaussian_scoring(arguments) if arguments.gaussian else _discrete_scoring(arguments, metrics)
+        if arguments.gaussian:
+            score = _gaussian_scoring(arguments)
+        elif arguments.logits:
+            score = _logits_scoring(arguments, metrics)
+        else:
+            score = _discrete_scoring(arguments, metrics)
         paths = (arguments.p, arguments.q, *arguments.prior)
         files = [stack.enter_context(RowFile(path, bfloat16=bfloat16)) for path in paths]
         shape = _result_shape(files)
@@ -191,6 +203,7 @@ def _score(arguments: argparse.Namespace) -> int:
             "rows": n_rows,
             "row_length": files[0].row_length,
             "base": arguments.base,
+            **({"temperature": arguments.temperature} if arguments.logits else {}),
             "metrics": {metric: summarize(moments[metric], partial(column, metric)) for metric in metrics},
             "seconds": seconds,
             "rows_per_second": n_rows / seconds,
@@ -208,8 +221,8 @@ _Scoring: TypeAlias = Callable[..., dict[str, Any]]
 
 
 def _discrete_scoring(arguments: argparse.Namespace, metrics: tuple[str, ...]) -> _Scoring:
-    if arguments.prior:
-        raise Refused(f"{len(arguments.prior) + 2} files: two are compared, unless --gaussian says what they are")
+    _refuse_more_than_two_files(arguments)
+    _refuse_unused("distributions have no temperature, unless --logits gives them", arguments, "--temperature")
     return partial(
         fastkl.score,
         metrics=metrics,
@@ -223,19 +236,48 @@ def _discrete_scoring(arguments: argparse.Namespace, metrics: tuple[str, ...]) -
     )
 
 
-def _gaussian_scoring(arguments: argparse.Namespace) -> _Scoring:
-    if len(arguments.prior) not in (0, 2):
-        raise Refused(f"--gaussian needs two files, or four with those of Q, got {len(arguments.prior) + 2}")
-    unused = {
+def _logits_scoring(arguments: argparse.Namespace, metrics: tuple[str, ...]) -> _Scoring:
+    _refuse_more_than_two_files(arguments)
+    _refuse_unused("--logits scores the softmax of rows", arguments, "--no-normalize", "--alpha", "--positions")
+    return partial(
+        fastkl.score_from_logits,
+        metrics=metrics,
+        temperature=arguments.temperature,
+        base=arguments.base,
+        weight=arguments.weight,
+        n_threads=arguments.threads,
+        dtype=arguments.dtype,
+    )
+
+
+def _refuse_more_than_two_files(arguments: argparse.Namespace) -> None:
+    if arguments.prior:
+        raise Refused(f"{len(arguments.prior) + 2} files: two are compared, unless --gaussian says what they are")
+
+
+def _refuse_unused(reason: str, arguments: argparse.Namespace, *options: str) -> None:
+    """Refuse options that would have no effect."""
+    is_given = {
         "--metric": arguments.metric not in (None, ["kl"]),
         "--no-normalize": arguments.no_normalize,
+        "--temperature": arguments.temperature != 1,
         "--base": arguments.base is not None,
         "--alpha": arguments.alpha is not None,
         "--positions": arguments.positions is not None,
     }
-    if any(unused.values()):
-        given = ", ".join(option for option, is_given in unused.items() if is_given)
-        raise Refused(f"--gaussian scores the KL divergence in nats: leave out {given}")
+    given = ", ".join(option for option in options if is_given[option])
+    if given:
+        raise Refused(f"{reason}: leave out {given}")
+
+
+def _gaussian_scoring(arguments: argparse.Namespace) -> _Scoring:
+    if len(arguments.prior) not in (0, 2):
+        raise Refused(f"--gaussian needs two files, or four with those of Q, got {len(arguments.prior) + 2}")
+    _refuse_unused(
+        "--gaussian scores the KL divergence in nats",
+        arguments,
+        *("--metric", "--no-normalize", "--temperature", "--base", "--alpha", "--positions"),
+    )
 
     def score(*operands: NDArray[Any]) -> dict[str, Any]:
         values = fastkl.gaussian_kl(

@@ -672,7 +672,7 @@ def score(
     >>> fastkl.score([[1, 3], [1, 0]], [[3, 1], [0, 1]], metrics=("kl", "total_variation"))
     {'kl': array([0.54930614,        inf]), 'total_variation': array([0.5, 1. ])}
     """
-    names = metric_names(metrics, alpha)
+    names = metric_names(metrics, alpha=alpha)
     rows = row_pairs(p, q, axis, dtype)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)

@@ -8,7 +8,7 @@ operands: this is the definition and the baseline, not the way to score a millio
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -25,17 +25,25 @@ if TYPE_CHECKING:
 __all__ = [
     "clipped_ratio_objective",
     "cross_entropy",
+    "cross_entropy_from_logits",
+    "distillation_loss",
     "entropy",
+    "entropy_from_logits",
     "gaussian_kl",
     "hellinger_distance",
     "jeffreys_divergence",
     "js_distance",
+    "js_distance_from_logits",
     "js_divergence",
+    "js_divergence_from_logits",
     "kl_divergence",
+    "kl_divergence_from_logits",
+    "kl_divergence_from_logits_grad",
     "kl_estimate",
     "renyi_divergence",
     "reparameterize",
     "score",
+    "score_from_logits",
     "total_variation",
     "wasserstein_distance",
 ]
@@ -240,7 +248,7 @@ def score(
     dtype: Literal["bfloat16"] | None = None,
 ) -> dict[str, Result]:
     """Several measures of the same pairs, by name."""
-    names = validation.metric_names(metrics, alpha)
+    names = validation.metric_names(metrics, alpha=alpha)
     rows = validation.row_pairs(p, q, axis, dtype)
     validation.thread_bound(n_threads)
     validation.invalid_choice(invalid)
@@ -272,6 +280,255 @@ def score(
     return result
 
 
+def kl_divergence_from_logits(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    base: float | None = None,
+    axis: SupportsIndex = -1,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """Σ p log(p/q) with p and q the softmax of logits/T."""
+    unit = validation.log_base(base)
+    return _reduce_logits(
+        lambda x: _kl(x) / unit, p_logits, q_logits, temperature, axis, keepdims, out, n_threads, invalid, dtype
+    )
+
+
+def js_divergence_from_logits(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    *,
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    base: float | None = None,
+    axis: SupportsIndex = -1,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """w Σ p log(p/m) + (1 − w) Σ q log(q/m), with m = w p + (1 − w) q, of the softmax of logits/T."""
+    w = validation.js_weight(weight)
+    unit = validation.log_base(base)
+    return _reduce_logits(
+        lambda x: _js(x, w) / unit, p_logits, q_logits, temperature, axis, keepdims, out, n_threads, invalid, dtype
+    )
+
+
+def js_distance_from_logits(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    *,
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    base: float | None = None,
+    axis: SupportsIndex = -1,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """√ of the Jensen-Shannon divergence in the given base, of the softmax of logits/T."""
+    w = validation.js_weight(weight)
+    unit = validation.log_base(base, above=1.0)
+    return _reduce_logits(
+        lambda x: np.sqrt(_js(x, w) / unit),
+        p_logits,
+        q_logits,
+        temperature,
+        axis,
+        keepdims,
+        out,
+        n_threads,
+        invalid,
+        dtype,
+    )
+
+
+def cross_entropy_from_logits(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    base: float | None = None,
+    axis: SupportsIndex = -1,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """−Σ p log q with p and q the softmax of logits/T."""
+    unit = validation.log_base(base)
+    return _reduce_logits(
+        lambda x: _cross_entropy(x) / unit,
+        p_logits,
+        q_logits,
+        temperature,
+        axis,
+        keepdims,
+        out,
+        n_threads,
+        invalid,
+        dtype,
+    )
+
+
+def entropy_from_logits(
+    p_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    base: float | None = None,
+    axis: SupportsIndex = -1,
+    keepdims: bool = False,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """−Σ p log p with p the softmax of logits/T."""
+    unit = validation.log_base(base)
+    return _reduce_logits(
+        lambda x: _entropy(x) / unit, p_logits, p_logits, temperature, axis, keepdims, out, n_threads, invalid, dtype
+    )
+
+
+def score_from_logits(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    metrics: Iterable[str] = ("kl", "reverse_kl", "js"),
+    *,
+    temperature: float = 1.0,
+    base: float | None = None,
+    weight: float = 0.5,
+    axis: SupportsIndex = -1,
+    keepdims: bool = False,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> dict[str, Result]:
+    """Several measures of the same pairs, by name."""
+    names = validation.metric_names(metrics, validation.LOGITS_METRICS)
+    rows = validation.row_pairs(p_logits, q_logits, axis, dtype, validation.LOGITS)
+    validation.thread_bound(n_threads)
+    validation.invalid_choice(invalid)
+    degree = validation.softmax_temperature(temperature)
+    unit = validation.log_base(base, above=1.0 if "js_distance" in names else 0.0)
+    w = validation.js_weight(weight)
+    formulas: dict[str, Callable[[_Pair], Array]] = {
+        "kl": lambda x: _kl(x) / unit,
+        "reverse_kl": lambda x: _kl(x) / unit,
+        "js": lambda x: _js(x, w) / unit,
+        "js_distance": lambda x: np.sqrt(_js(x, w) / unit),
+        "cross_entropy": lambda x: _cross_entropy(x) / unit,
+        "entropy": lambda x: _entropy(x) / unit,
+        "top1_agreement": lambda _: (a.argmax(-1) == b.argmax(-1)).astype(np.float64),
+    }
+    a, b = _operands(rows)
+    operands = {"reverse_kl": (b, a), "entropy": (a, a)}
+    result = {}
+    for name in names:
+        target, _ = validation.target_for(rows, keepdims, None)
+        target[...] = _from_logits(formulas[name], *operands.get(name, (a, b)), degree)
+        result[name] = validation.deliver(rows, target, None, validation.logits_fault, keepdims, None, invalid)
+    return result
+
+
+@overload
+def distillation_loss(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    reduction: Literal["batchmean", "sum", "none"] = "batchmean",
+    return_grad: Literal[False] = False,
+    axis: SupportsIndex = -1,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result: ...
+
+
+@overload
+def distillation_loss(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    reduction: Literal["batchmean", "sum", "none"] = "batchmean",
+    return_grad: Literal[True],
+    axis: SupportsIndex = -1,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> tuple[Result, Array]: ...
+
+
+def distillation_loss(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    reduction: Literal["batchmean", "sum", "none"] = "batchmean",
+    return_grad: bool = False,
+    axis: SupportsIndex = -1,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result | tuple[Result, Array]:
+    """T² Σ p log(p/q), with p the softmax of the teacher's logits/T and q the student's; its gradient is T (q − p)."""
+    rows = validation.row_pairs(teacher_logits, student_logits, axis, dtype, validation.DISTILLED)
+    validation.thread_bound(n_threads)
+    validation.invalid_choice(invalid)
+    degree = validation.distillation_temperature(temperature)
+    mean = validation.loss_reduction(reduction) == "batchmean"
+    a, b = _operands(rows)
+    target, _ = validation.target_for(rows, False, None)
+    losses = _from_logits(lambda x: degree**2 * _kl(x), a, b, degree)
+    target[...] = losses
+    loss = validation.deliver(rows, target, None, validation.logits_fault, False, None, invalid)
+    n_rows = losses.size if mean else 1
+    with np.errstate(all="ignore"):
+        if reduction != "none":
+            loss = rows.types.result.type(losses.sum() / n_rows)
+        gradient = _from_logits(lambda x: degree * _slope_of_q(x) / n_rows, a, b, degree)
+    return (loss, _as_gradient(rows, gradient)) if return_grad else loss
+
+
+def kl_divergence_from_logits_grad(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    base: float | None = None,
+    axis: SupportsIndex = -1,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> tuple[Array, Array]:
+    """p (log(p/q) − D(p‖q))/T and (q − p)/T."""
+    rows = validation.row_pairs(p_logits, q_logits, axis, dtype, validation.LOGITS)
+    validation.thread_bound(n_threads)
+    validation.invalid_choice(invalid)
+    degree = validation.softmax_temperature(temperature)
+    unit = validation.log_base(base)
+    a, b = _operands(rows)
+    target, _ = validation.target_for(rows, False, None)
+    target[...] = _from_logits(_kl, a, b, degree)
+    validation.deliver(rows, target, None, validation.logits_fault, False, None, invalid)
+    grad_p = _from_logits(lambda x: _slope_of_p(x) / degree / unit, a, b, degree)
+    grad_q = _from_logits(lambda x: _slope_of_q(x) / degree / unit, a, b, degree)
+    return _as_gradient(rows, grad_p), _as_gradient(rows, grad_q)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The formulas, over the last axis of a pair of rows
 
@@ -281,8 +538,6 @@ class _Rows(NamedTuple):
 
     values: Array
     logs: Array
-    scaled: Array  # the operand itself, times a power of two
-    total: Array  # the sum of `scaled`
 
 
 class _Pair(NamedTuple):
@@ -369,6 +624,18 @@ def _wasserstein(x: _Pair, positions: Array | None) -> Array:
     return _sum(flow if positions is None else flow * np.diff(positions))
 
 
+def _slope_of_p(x: _Pair) -> Array:
+    """How the divergence changes with the logits/T of p; there is no telling where it is infinite."""
+    p, q = x.p, x.q
+    divergence = _kl(x)[..., np.newaxis]
+    slope = _product(p.values, _log_ratio(p.values, q.values, p.logs, q.logs, x.difference) - divergence)
+    return np.where(divergence == np.inf, np.nan, slope)
+
+
+def _slope_of_q(x: _Pair) -> Array:
+    return 0.0 - x.difference
+
+
 def _sum(terms: Array) -> Array:
     total: Array = terms.sum(-1)
     return total
@@ -395,7 +662,7 @@ def _deviance(p: Array, q: Array, log_p: Array, log_q: Array, difference: Array)
     z = s * s
     series = 2 * s * z * (1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9 + z / 11))))
     result = np.where(np.abs(s) < 0.05, difference * s + p * series, far)
-    return np.where((p == 0) & (q == 0), 0.0, result)
+    return np.where((p == 0) & (q == 0), 0.0, np.maximum(result, 0.0))  # a subnormal one may be rounded below 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -587,17 +854,17 @@ def _valid(row: Array, normalize: bool) -> Array:
 
 def _pair(p: Array, q: Array, normalize: bool) -> _Pair:
     if not normalize:
-        rows = [_Rows(x, np.log(x), x, x.sum(-1, keepdims=True)) for x in (p, q)]
-        return _Pair(rows[0], rows[1], p - q, False)
-    a, b = _shares(p), _shares(q)
+        return _Pair(_Rows(p, np.log(p)), _Rows(q, np.log(q)), p - q, False)
+    a, scaled_p, total_p = _shares(p)
+    b, scaled_q, _ = _shares(q)
     # p/Σp − q/Σq, from the differences of the numbers, which are exact where these are close.
-    apart = a.scaled - b.scaled
-    difference = (apart - b.values * apart.sum(-1, keepdims=True)) / a.total
+    apart = scaled_p - scaled_q
+    difference = (apart - b.values * apart.sum(-1, keepdims=True)) / total_p
     return _Pair(a, b, difference, True)
 
 
-def _shares(row: Array) -> _Rows:
-    """Each number divided by the sum of its row."""
+def _shares(row: Array) -> tuple[_Rows, Array, Array]:
+    """Each number divided by the sum of its row; the numbers times a power of two, and their sum."""
     # A power of two first, which loses nothing and leaves neither a sum that overflows nor a row of subnormal numbers.
     exponent = np.frexp(row.max(-1, keepdims=True))[1]
     scaled = np.ldexp(row, -exponent)
@@ -610,4 +877,87 @@ def _shares(row: Array) -> _Rows:
     # That of a share near 1 comes from what the others leave of 1.
     others = np.where(shares > 0.5, 0.0, scaled).sum(-1, keepdims=True) / total
     logs = np.where(shares > 0.5, np.log1p(-others), logs)
-    return _Rows(shares, logs, scaled, total)
+    return _Rows(shares, logs), scaled, total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From logits to pairs of rows
+
+
+def _reduce_logits(
+    formula: Callable[[_Pair], Array],
+    p: ArrayLike,
+    q: ArrayLike,
+    temperature: float,
+    axis: SupportsIndex,
+    keepdims: bool,
+    out: Array | None,
+    n_threads: int | None,
+    invalid: str,
+    dtype: str | None,
+) -> Result:
+    rows = validation.row_pairs(p, q, axis, dtype, validation.LOGITS)
+    validation.thread_bound(n_threads)
+    validation.invalid_choice(invalid)
+    degree = validation.softmax_temperature(temperature)
+    target, copy_to = validation.target_for(rows, keepdims, out)
+    target[...] = _from_logits(formula, *_operands(rows), degree)
+    return validation.deliver(rows, target, copy_to, validation.logits_fault, keepdims, out, invalid)
+
+
+def _from_logits(formula: Callable[[_Pair], Array], a: Array, b: Array, temperature: float) -> Array:
+    """A formula of the softmax of two rows of logits; NaN where one of them has none."""
+    with np.errstate(all="ignore"):
+        values = np.array(formula(_softmax_pair(a, b, temperature)))
+        values[~(_has_softmax(a) & _has_softmax(b))] = np.nan
+    return values
+
+
+def _has_softmax(row: Array) -> Array:
+    """Whether a row of logits holds no NaN and no +inf, and not -inf alone."""
+    largest = row.max(-1)
+    has: Array = (largest > -np.inf) & (largest < np.inf)
+    return has
+
+
+def _as_gradient(rows: Rows, values: Array) -> Array:
+    """The gradient of the rows along the axis that they came along, in the type of the results."""
+    gradient = validation.gradient_for(rows)
+    validation.rows_last(rows, gradient)[...] = values
+    return gradient
+
+
+def _softmax(row: Array, temperature: float) -> _Rows:
+    """exp(logits/T), divided by its sum."""
+    below = (row - row.max(-1, keepdims=True)) / temperature
+    below = np.where(row > -np.inf, np.maximum(below, -np.finfo(np.float64).max), -np.inf)
+    # The logarithm of the largest share comes from what the others leave of 1, for they may be next to nothing.
+    is_first = np.arange(row.shape[-1]) == row.argmax(-1, keepdims=True)
+    others = np.where(is_first, 0.0, np.exp(below)).sum(-1, keepdims=True)
+    logs = below - np.log1p(others)
+    # As in _shares(), one below the smallest float is more than nothing.
+    shares = np.where(row > -np.inf, np.maximum(np.exp(logs), np.finfo(np.float64).smallest_subnormal), 0.0)
+    return _Rows(shares, logs)
+
+
+def _softmax_pair(a: Array, b: Array, temperature: float) -> _Pair:
+    p, q = _softmax(a, temperature), _softmax(b, temperature)
+    # With d = (a − b)/T, log(p/q) is d less a number that is the same for the whole row. A constant that was added to
+    # the logits of one side may take most of the digits of a − b, so this is held as two numbers, the second being what
+    # the first has lost in rounding; and d is measured from a place where both sides have mass.
+    difference = a - b
+    back = a - difference
+    lost = (a - (difference + back)) + (back - b)
+    place = (p.logs + q.logs).argmax(-1, keepdims=True)
+    steps = [x - np.take_along_axis(x, place, -1) for x in (difference, lost)]
+    both = np.isfinite(a) & np.isfinite(b)
+    d = np.where(both, (steps[0] + steps[1]) / temperature, 0.0)
+    # Both sides sum to 1, which gives that number where it is small: Σ p exp(−d) over the common support is Σ q there,
+    # but for a factor.
+    excess = np.where(both, p.values * np.expm1(-d), 0.0)
+    only_p, only_q = (np.where(both, 0.0, x.values).sum(-1, keepdims=True) for x in (p, q))
+    small = np.abs(excess).sum(-1, keepdims=True) + only_p + only_q < 0.5
+    by_sums = np.log1p(excess.sum(-1, keepdims=True) - only_p) - np.log1p(-only_q)
+    by_logs = np.take_along_axis(p.logs - q.logs, place, -1)
+    log_ratio = np.where(both, d + np.where(small, by_sums, by_logs), p.logs - q.logs)
+    return _Pair(p, q, np.where(np.abs(log_ratio) < 1, q.values * np.expm1(log_ratio), p.values - q.values), True)
