@@ -156,9 +156,9 @@ static void diverge(struct rows *r)
     r->kl = r->outside ? INFINITY : r->kl > 0.0 ? r->kl : 0.0;
 }
 
-/* p, q, log(p/q) and p - q of an element. */
+/* p, q, p - q and log(p/q) - KL of an element. */
 struct element {
-    double p, q, log_ratio, difference;
+    double p, q, difference, beyond;
 };
 
 static struct element element(const struct rows *r, ptrdiff_t i)
@@ -172,9 +172,10 @@ static struct element element(const struct rows *r, ptrdiff_t i)
     e.difference = e.p - e.q;
     if (e.p > 0.0 && b > -INFINITY) {
         double power;
-        e.log_ratio = in_nats(r, apart(r, a, b)) + r->log_ratio;
-        if (fabs(e.log_ratio) < 1.0)
-            e.difference = -e.p * (vd_exp_excess(-e.log_ratio, &power) - e.log_ratio);
+        const double x = in_nats(r, apart(r, a, b)), log_ratio = x + r->log_ratio;
+        if (fabs(log_ratio) < 1.0)
+            e.difference = -e.p * (vd_exp_excess(-log_ratio, &power) - log_ratio);
+        e.beyond = x - r->mean;
     }
     return e;
 }
@@ -247,7 +248,7 @@ double fkl_careful_logits_row(int op, const fkl_rows *operands, const fkl_proble
         if (!r.bad) {
             const struct element e = element(&r, i);
             by_q = -factor * e.difference;
-            by_p = r.outside ? NAN : e.p > 0.0 ? factor * e.p * (e.log_ratio - r.kl) : 0.0;
+            by_p = r.outside ? NAN : e.p > 0.0 ? factor * e.p * e.beyond : 0.0;
         }
         if (gradients == 2)
             put(&operands[2], i, by_p);

@@ -171,7 +171,7 @@ FKL_INLINE unsigned sum_across(const double *a, const double *b, double *weights
         const vd shift = vd_madd(most, v.c, vd_set(FKL_MAGIC)) - vd_set(FKL_MAGIC);
         fine = md_and(fine, vd_le(vd_abs(shift), vd_set(LARGEST_SHIFT)));
         v.magic = vd_set(FKL_MAGIC) - vd_select(fine, shift, zero);
-        v.least = (vd_select(fine, shift, zero) - vd_set(DEPTH)) / v.c;
+        v.least = (vd_select(fine, shift, zero) - vd_set(DEPTH)) * vd_set(ref->octave);
         vd weight = zero, moment = zero, excess = zero;
         for (ptrdiff_t i = 0; i < length; i++) {
             const vd x = vd_load(pa + i * LANES), y = vd_load(pb + i * LANES);
@@ -299,12 +299,14 @@ FKL_INLINE void long_rows(const enum look look, int op, const enum fkl_type type
     const int all_direct = x.direct[0] && (x.same || x.direct[1]), taken = all_direct || whole == length;
     const ptrdiff_t piece = all_direct ? length : whole, fitting = FKL_LOGITS_TILE / (whole * size);
     const ptrdiff_t stretch = fitting < LOGIT_ROWS ? fitting : LOGIT_ROWS;
+    struct row_state opened;
+    open_state(look, &opened, problem->temperature);
 
     for (ptrdiff_t first = 0; first < n_rows; first += stretch) {
         const ptrdiff_t rows = n_rows - first < stretch ? n_rows - first : stretch;
         struct row_state row[LOGIT_ROWS];
         for (ptrdiff_t i = 0; i < rows; i++)
-            open_state(look, &row[i], problem->temperature);
+            row[i] = opened;
         for (ptrdiff_t start = 0; start < length; start += piece) {
             const ptrdiff_t n = length - start < piece ? length - start : piece;
             take_pieces(&x, type, first, rows, start, n);
@@ -324,7 +326,7 @@ FKL_INLINE void long_rows(const enum look look, int op, const enum fkl_type type
                     to[j] = finish_top(row[i + j].of.top);
                 else if (look == LOOK_ENTROPY || look == LOOK_CROSS)
                     to[j] = finish_entropy(&row[i + j].of.entropy, op, operands, first + i + j, problem);
-                else if (look == LOOK_PAIRS && !pair_of_sums(&row[i + j].of.kl, to[j], &sums))
+                else if (look == LOOK_PAIRS && !pair_of_sums(&row[i + j].of.kl, &sums))
                     to[j] = careful_logits(op, operands, first + i + j, problem);
                 else if (look == LOOK_PAIRS)
                     to[j] = finish_pair(op, look_again(op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem),
@@ -358,45 +360,58 @@ FKL_INLINE void rows_of_type(const enum look look, int op, enum fkl_type row_typ
 #undef FKL_CASE
 }
 
+static FKL_NOINLINE void kl_block(enum fkl_type type, const fkl_rows *operands, ptrdiff_t n_rows, const fkl_problem *problem,
+                         double *result, char *scratch)
+{
+    if (problem->length <= FKL_SHORT) {
+        short_rows(operands, n_rows, problem, result, scratch);
+        return;
+    }
+#if FKL_FLOAT_KERNELS
+    switch (logit_type(LOOK_KL, type, operands)) {
+    case FKL_F16:
+        long_rows(LOOK_KL, FKL_LOGITS_KL, FKL_F16, operands, n_rows, problem, result, scratch);
+        return;
+    case FKL_BF16:
+        long_rows(LOOK_KL, FKL_LOGITS_KL, FKL_BF16, operands, n_rows, problem, result, scratch);
+        return;
+    default:
+        break;
+    }
+#endif
+    rows_of_type(LOOK_KL, FKL_LOGITS_KL, type, operands, n_rows, problem, result, scratch);
+}
+
 static void logits_block(int operation, int row_type, const fkl_rows *operands, ptrdiff_t n_rows,
                          const fkl_problem *problem, double *result, void *scratch)
 {
-    const int reverse = operation == FKL_LOGITS_REVERSE_KL, kl = reverse || operation == FKL_LOGITS_KL;
     const enum fkl_type type = (enum fkl_type)row_type;
-    fkl_rows all[FKL_MOST_OPERANDS];
-    for (int k = 0; k < problem->operands; k++)
-        all[k] = operands[reverse && k < 2 ? 1 - k : k];
-    if (kl && problem->length <= FKL_SHORT) {
-        short_rows(all, n_rows, problem, result, scratch);
-        return;
-    }
     switch (operation) {
-    case FKL_LOGITS_KL: case FKL_LOGITS_REVERSE_KL:
-#if FKL_FLOAT_KERNELS
-        switch (logit_type(LOOK_KL, type, all)) {
-        case FKL_F16:
-            long_rows(LOOK_KL, FKL_LOGITS_KL, FKL_F16, all, n_rows, problem, result, scratch);
-            return;
-        case FKL_BF16:
-            long_rows(LOOK_KL, FKL_LOGITS_KL, FKL_BF16, all, n_rows, problem, result, scratch);
-            return;
-        default:
-            break;
-        }
-#endif
-        rows_of_type(LOOK_KL, FKL_LOGITS_KL, type, all, n_rows, problem, result, scratch);
+    case FKL_LOGITS_KL:
+        kl_block(type, operands, n_rows, problem, result, scratch);
         break;
+    case FKL_LOGITS_REVERSE_KL: {
+        const fkl_rows turned[2] = {operands[1], operands[0]};
+        kl_block(type, turned, n_rows, problem, result, scratch);
+        break;
+    }
     case FKL_LOGITS_CROSS_ENTROPY:
-        rows_of_type(LOOK_CROSS, operation, type, all, n_rows, problem, result, scratch);
+        rows_of_type(LOOK_CROSS, operation, type, operands, n_rows, problem, result, scratch);
         break;
     case FKL_LOGITS_ENTROPY:
-        rows_of_type(LOOK_ENTROPY, operation, type, all, n_rows, problem, result, scratch);
+        rows_of_type(LOOK_ENTROPY, operation, type, operands, n_rows, problem, result, scratch);
         break;
     case FKL_LOGITS_TOP1_AGREEMENT:
-        rows_of_type(LOOK_TOP, operation, type, all, n_rows, problem, result, scratch);
+        rows_of_type(LOOK_TOP, operation, type, operands, n_rows, problem, result, scratch);
         break;
     default:
-        rows_of_type(LOOK_PAIRS, operation, type, all, n_rows, problem, result, scratch);
+        rows_of_type(LOOK_PAIRS, operation, type, operands, n_rows, problem, result, scratch);
+        if (operation == FKL_LOGITS_KL_GRAD || operation == FKL_LOGITS_KL_GRAD_Q) {
+            /* A divergence has the same bits with its gradients and without, where the arithmetic may be another. */
+            fkl_problem alone = *problem;
+            alone.operands = 2;
+            kl_block(type, operands, n_rows, &alone, result, scratch);
+        }
         break;
     }
 }

@@ -10,31 +10,29 @@
 
 /* ---- both probabilities of an element -------------------------------------------------------------------------- */
 
-/* What the sums of a pair of rows say about its elements: p = w/weight, q = p e^-x/(1 + rest), log(p/q) = x + log_ratio.
- */
+/* What the sums of a pair of rows say about its elements: p = w/weight, q = p e^-x/(1 + rest), and as KL is the mean of
+ * log(p/q), log(p/q) - KL = x - mean. */
 struct pair_sums {
     struct reference ref;
     double per_weight, per_q; /* 1/weight, 1/(1 + rest) */
-    double rest, log_ratio, kl, temperature;
+    double rest, mean, temperature; /* mean: of x under p, NaN where KL is infinite */
     int alike; /* are the rows so near that p - q is best taken from rest and x? */
 };
 
 /* 0 where they don't say it well enough. */
-FKL_INLINE int pair_of_sums(const struct logit_row *row, double kl, struct pair_sums *sums)
+FKL_INLINE int pair_of_sums(const struct logit_row *row, struct pair_sums *sums)
 {
     const double p = row->weight + row->alone, more = row->excess - row->moment / row->temperature;
     const double q = row->weight + more, rest = (more - row->alone) / p;
     if (row->bad || row->lost || !(p > 0.0) || !(0x1p-900 * p < q && q < 0x1p900 * p))
         return 0;
-    double log_ratio[VD];
-    const int alike = fabs(rest) < 0.5;
-    vd_store(log_ratio, alike ? vd_log1p(vd_set(rest)) : vd_log_ratio(vd_set(q), vd_set(p), vd_set(0.0)));
-    *sums = (struct pair_sums){row->ref, 1.0 / p, p / q, rest, log_ratio[0], kl, row->temperature, alike};
+    const double mean = row->outside ? NAN : row->moment / row->weight / row->temperature;
+    *sums = (struct pair_sums){row->ref, 1.0 / p, p / q, rest, mean, row->temperature, fabs(rest) < 0.5};
     return 1;
 }
 
 struct couple {
-    vd p, q, difference, log_ratio;
+    vd p, q, difference, x;
 };
 
 FKL_INLINE struct couple couple(vd a, vd b, const struct pair_sums *sums, const struct vreference *v)
@@ -45,11 +43,11 @@ FKL_INLINE struct couple couple(vd a, vd b, const struct pair_sums *sums, const 
     a = vd_select(has_a, a, zero);
     b = vd_select(has_b, b, zero);
     vd exponential, x = apart(a, b, v);
-    const md near = md_and(md_and(has_a, has_b), vd_le(vd_abs(x), vd_set(REACH_FLOAT / sums->ref.c)));
+    const md near = md_and(md_and(has_a, has_b), vd_le(vd_abs(x), vd_set(REACH_FLOAT * sums->ref.octave)));
     const vd p = vd_select(has_a, weight_of(vd_max(a, v->least), v) * per_weight, zero);
     const vd excess = excess_of(vd_select(near, x, zero), v, &exponential);
     const vd in_nats = x * nats;
-    struct couple pair = {p, p * exponential * per_q, zero, in_nats + vd_set(sums->log_ratio)};
+    struct couple pair = {p, p * exponential * per_q, zero, in_nats};
     pair.difference = sums->alike ? p * per_q * ((rest + in_nats) - excess) : p - pair.q;
     if (FKL_LIKELY(md_all(near)))
         return pair;
@@ -114,7 +112,7 @@ FKL_INLINE void gradients_of_chunk(const struct pair_sums *sums, const enum fkl_
         for (ptrdiff_t i = 0; i < m; i += VD) {
             const struct couple x =
                 couple(load_logits(type, a, first + i, n), load_logits(type, b, first + i, n), sums, &v);
-            vd_store(by[0] + i, vd_set(per_logit) * (x.p * (x.log_ratio - vd_set(sums->kl))));
+            vd_store(by[0] + i, vd_set(per_logit) * (x.p * (x.x - vd_set(sums->mean))));
             vd_store(by[1] + i, vd_set(-per_logit) * x.difference);
         }
         for (int k = 0; k < n_outputs; k++) {

@@ -28,7 +28,7 @@
 
 /* What a row's terms are taken from. */
 struct reference {
-    double c, c_low;         /* log2(e)/T */
+    double c, c_low, octave; /* log2(e)/T, and how many logits are an octave */
     double delta, delta_low; /* in units of logits */
     double shift;            /* an integer */
     int exact;               /* of float rows: is delta so large that differences need more than a float? */
@@ -66,8 +66,8 @@ FKL_INLINE struct vreference vreference(const struct reference *ref)
 {
     return (struct vreference){
         vd_set(ref->c), vd_set(ref->c_low), vd_set(ref->delta), vd_set(ref->delta_low),
-        vd_set(FKL_MAGIC - ref->shift), vd_set((ref->shift - DEPTH) / ref->c), vd_set((ref->shift + HEIGHT) / ref->c),
-        vd_set(REACH / ref->c),
+        vd_set(FKL_MAGIC - ref->shift), vd_set((ref->shift - DEPTH) * ref->octave),
+        vd_set((ref->shift + HEIGHT) * ref->octave), vd_set(REACH * ref->octave),
     };
 }
 
@@ -110,7 +110,7 @@ FKL_INLINE vd scale(vd z, vd e)
 /* 2^(z c - shift), where that is beyond 2^+-2000 as good as there. */
 FKL_INLINE vd weight_far(vd z, const struct reference *ref, const struct vreference *v)
 {
-    z = vd_max(vd_set((ref->shift - 2000.0) / ref->c), vd_min(vd_set((ref->shift + 2000.0) / ref->c), z));
+    z = vd_max(vd_set((ref->shift - 2000.0) * ref->octave), vd_min(vd_set((ref->shift + 2000.0) * ref->octave), z));
     vd shifted, r = fraction_of(z, v->magic, v, &shifted);
     return scale(vd_exp_at(vd_set(1.0), r), vd_max(vd_set(-2000.0), vd_min(vd_set(2000.0), shifted - vd_set(FKL_MAGIC))));
 }
@@ -150,7 +150,7 @@ static FKL_NOINLINE void wide_step(enum fkl_type type, const char *a, const char
         va = vd_select(has_a, va, zero);
         vb = vd_select(has_b, vb, zero);
         vd exponential, x = apart(va, vb, &v);
-        const md near = md_and(md_and(has_a, has_b), vd_le(vd_abs(x), vd_set(REACH_FLOAT / ref->c)));
+        const md near = md_and(md_and(has_a, has_b), vd_le(vd_abs(x), vd_set(REACH_FLOAT * ref->octave)));
         const vd own = vd_select(has_a, weight_far(va, ref, &v), zero), p = vd_select(has_b, own, zero);
         vd q = vd_select(has_b, q_weight(vb, ref), zero);
         vd excess = excess_of(vd_select(near, x, zero), &v, &exponential);
@@ -168,25 +168,24 @@ FKL_INLINE void double_step(const enum fkl_type type, const char *a, const char 
                             struct chunk_sums *sums)
 {
     const ptrdiff_t size = type_size(type);
+    static const double kept[2 * LANES] = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0};
     vd w[PARTS], x[PARTS], excess[PARTS];
-    double last_a[LANES], last_b[LANES], kept[LANES];
     md near = vd_le(v->c, v->c);
-    if (n > 0)
-        for (ptrdiff_t i = 0; i < LANES; i++) { /* behind the end its last element again, with no weight */
-            last_a[i] = load_one(type, a + (i < n ? i : n - 1) * size);
-            last_b[i] = load_one(type, b + (i < n ? i : n - 1) * size);
-            kept[i] = i < n ? 1.0 : 0.0;
-        }
     FKL_UNROLL
     for (int j = 0; j < PARTS; j++) {
-        vd va = n > 0 ? vd_load(last_a + j * VD) : load(type, a + j * VD * size), exponential;
-        vd vb = n > 0 ? vd_load(last_b + j * VD) : load(type, b + j * VD * size);
+        const ptrdiff_t part = part_length(n, j * VD, VD), at = n == 0 || part ? j * VD * size : 0;
+        vd va = n > 0 ? load_part(type, a + at, part) : load(type, a + at), exponential, keep = v->c;
+        vd vb = n > 0 ? load_part(type, b + at, part) : load(type, b + at);
+        if (n > 0) { /* behind the end there is no weight, and x is 0 */
+            keep = vd_load(kept + LANES - n + j * VD);
+            va = vd_select(vd_lt(vd_set(0.0), keep), va, v->delta);
+        }
         x[j] = apart(va, vb, v);
         near = md_and(near, md_and(vd_le(vd_abs(x[j]), v->reach), vd_le(va, v->most)));
         w[j] = weight_of(vd_max(va, v->least), v);
         excess[j] = excess_of(x[j], v, &exponential);
         if (n > 0)
-            w[j] *= vd_load(kept + j * VD);
+            w[j] *= keep;
     }
     if (FKL_LIKELY(md_all(near))) {
         FKL_UNROLL
@@ -237,8 +236,8 @@ FKL_INLINE struct float_reference float_reference(const struct reference *ref)
     const float c = (float)ref->c, delta = (float)ref->delta;
     return (struct float_reference){
         vf_set(c), vf_set((float)(ref->c - c + ref->c_low)), vf_set(delta), vf_set((float)(ref->delta - delta)),
-        vf_set((float)(12582912.0 - ref->shift)), vf_set((float)((ref->shift - DEPTH_FLOAT) / ref->c)),
-        vf_set((float)((ref->shift + HEIGHT_FLOAT) / ref->c)), vf_set((float)(REACH_FLOAT / ref->c)),
+        vf_set((float)(12582912.0 - ref->shift)), vf_set((float)((ref->shift - DEPTH_FLOAT) * ref->octave)),
+        vf_set((float)((ref->shift + HEIGHT_FLOAT) * ref->octave)), vf_set((float)(REACH_FLOAT * ref->octave)),
     };
 }
 
@@ -272,22 +271,22 @@ FKL_INLINE void float_step(const enum fkl_type type, const int exact, const char
                            struct chunk_sums *sums)
 {
     const ptrdiff_t size = type_size(type);
+    static const float kept[4 * LANES] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f,
+                                          1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
     struct float_terms t[PARTS];
-    float last_a[2 * LANES], last_b[2 * LANES], kept[2 * LANES];
     int near = 1;
-    if (n > 0)
-        for (ptrdiff_t i = 0; i < 2 * LANES; i++) { /* behind the end its last element again, with no weight */
-            last_a[i] = (float)load_one(type, a + (i < n ? i : n - 1) * size);
-            last_b[i] = (float)load_one(type, b + (i < n ? i : n - 1) * size);
-            kept[i] = i < n ? 1.0f : 0.0f;
-        }
     FKL_UNROLL
     for (int j = 0; j < PARTS; j++) {
-        vf va = n > 0 ? vf_load(last_a + j * VF) : load_float(type, a + j * VF * size);
-        vf vb = n > 0 ? vf_load(last_b + j * VF) : load_float(type, b + j * VF * size);
+        const ptrdiff_t part = part_length(n, j * VF, VF), at = n == 0 || part ? j * VF * size : 0;
+        vf va = n > 0 ? load_float_part(type, a + at, part) : load_float(type, a + at), keep = v->c;
+        vf vb = n > 0 ? load_float_part(type, b + at, part) : load_float(type, b + at);
+        if (n > 0) { /* behind the end there is no weight, and x is 0 */
+            keep = vf_load(kept + 2 * LANES - n + j * VF);
+            va = vf_select(vf_lt(vf_set(0.0f), keep), va, v->delta);
+        }
         t[j] = float_terms(exact, va, vb, v, &near);
         if (n > 0)
-            t[j].weight *= vf_load(kept + j * VF);
+            t[j].weight *= keep;
     }
     if (FKL_LIKELY(near)) {
         FKL_UNROLL
@@ -371,7 +370,7 @@ FKL_INLINE void add_chunk(const enum fkl_type type, const int in_float, const ch
 struct logit_row {
     struct reference ref;
     double weight, moment, excess, alone;
-    double temperature;
+    double temperature, per_temperature;
     int started, bad, outside;
     int lost; /* it is for careful_logits.c */
 };
@@ -381,6 +380,8 @@ FKL_INLINE void open_row(struct logit_row *row, double temperature)
     static const double log2_e = 0x1.71547652b82fep+0, log2_e_low = 0x1.777d0ffda0d24p-56;
     memset(row, 0, sizeof *row);
     row->temperature = temperature;
+    row->per_temperature = 1.0 / temperature;
+    row->ref.octave = temperature * FKL_LN2;
     row->ref.c = log2_e / temperature;
     row->ref.c_low = (fma(-row->ref.c, temperature, log2_e) + log2_e_low) / temperature;
     row->lost = !(0x1p-400 <= temperature && temperature <= 0x1p400);
@@ -394,26 +395,68 @@ FKL_INLINE void set_delta(struct reference *ref, double delta, double low, const
     ref->delta_low = in_float ? 0.0 : low;
 }
 
-/* Before the first chunk: the weight of the first elements that p has is about 1, and the heaviest one's difference
- * about the mean. */
+/* The largest of the first 2 LANES logits of p and the mean of their differences, if these are finite. */
+FKL_INLINE int look_ahead(const enum fkl_type type, const char *a, const char *b, double *most, double *mean)
+{
+    const ptrdiff_t size = type_size(type);
+    vd difference[PARTS], top = vd_set(-DBL_MAX);
+    for (int j = 0; j < PARTS; j++)
+        difference[j] = vd_set(0.0);
+#if FKL_FLOAT_KERNELS
+    if (type != FKL_F64) {
+        vf highest = vf_set(-FLT_MAX);
+        float lanes[VF];
+        for (int j = 0; j < PARTS; j++) {
+            const vf x = load_float(type, a + j * VF * size);
+            highest = vf_max(x, highest);
+            add_floats(difference, j, x - load_float(type, b + j * VF * size));
+        }
+        vf_store(lanes, highest);
+        *most = lanes[0];
+        for (int k = 1; k < VF; k++)
+            *most = lanes[k] > *most ? lanes[k] : *most;
+    } else
+#endif
+    {
+        double lanes[VD];
+        for (int j = 0; j < 2 * PARTS; j++) {
+            const vd x = load(type, a + j * VD * size);
+            top = vd_max(x, top);
+            difference[j % PARTS] += x - load(type, b + j * VD * size);
+        }
+        vd_store(lanes, top);
+        *most = lanes[0];
+        for (int k = 1; k < VD; k++)
+            *most = lanes[k] > *most ? lanes[k] : *most;
+    }
+    *mean = vd_add_lanes(difference) / (2 * LANES);
+    return fabs(*mean) <= 0x1p900;
+}
+
+/* Before the first chunk: the weight of the first elements that p has is about 1, and their difference about the mean.
+ */
 FKL_INLINE void guess(struct logit_row *row, const enum fkl_type type, const char *a, const char *b, ptrdiff_t n,
                       const int in_float)
 {
     const ptrdiff_t size = type_size(type);
-    double most = -INFINITY, other = -INFINITY;
-    for (ptrdiff_t i = 0, seen = 0; i < n && seen < 2 * LANES; i++) {
-        const double x = load_one(type, a + i * size), y = load_one(type, b + i * size);
-        seen += x > -INFINITY;
-        if (x > most) {
-            most = x;
-            row->ref.delta = x - y;
+    double most = -INFINITY, other = -INFINITY, difference = 0.0;
+    if (!(n >= 2 * LANES && look_ahead(type, a, b, &most, &difference))) {
+        most = -INFINITY;
+        difference = 0.0;
+        for (ptrdiff_t i = 0, seen = 0; i < n && seen < 2 * LANES; i++) {
+            const double x = load_one(type, a + i * size), y = load_one(type, b + i * size);
+            seen += x > -INFINITY;
+            if (x > most) {
+                most = x;
+                difference = x - y;
+            }
+            other = y > other ? y : other;
         }
-        other = y > other ? y : other;
+        if (most == -INFINITY) /* q's weights are taken from the same */
+            most = other;
     }
-    if (most == -INFINITY) /* q's weights are taken from the same */
-        most = other;
     row->ref.shift = nearbyint(most * row->ref.c);
-    set_delta(&row->ref, isfinite(row->ref.delta) ? row->ref.delta : 0.0, 0.0, in_float);
+    set_delta(&row->ref, isfinite(difference) ? difference : 0.0, 0.0, in_float);
     if (!isfinite(row->ref.shift)) /* NaN or an infinity is there */
         row->ref.shift = 0.0;
     row->started = 1;
@@ -493,14 +536,15 @@ FKL_INLINE void extend_row(struct logit_row *row, const enum fkl_type type, cons
             if ((!(w <= heaviest) || (w < 0.25 && w > 0.0)) && lift(row, type, a, n))
                 continue;
             if (weight > 0.0) {
-                const double mean = moment / weight / row->temperature, t = excess / weight;
-                const double offset = row->ref.delta / row->temperature;
-                if (in_float && !row->ref.exact && offset * offset > 8.0 * t) {
+                /* The mean m and t, but for the weight, lest there be divisions. */
+                const double m = moment * row->per_temperature, offset = row->ref.delta * row->per_temperature;
+                if (in_float && !row->ref.exact && offset * offset * weight > 8.0 * excess) {
                     row->ref.exact = 1;
                     continue;
                 }
-                if (t > least && !(fabs(mean) <= 0.5 && mean * mean <= 0.75 * t) && isfinite(mean)) {
-                    move(row, mean, in_float);
+                if (excess > least * weight && !(fabs(m) <= 0.5 * weight && m * m <= 0.75 * excess * weight) &&
+                    isfinite(m)) {
+                    move(row, m / weight, in_float);
                     continue;
                 }
             }
