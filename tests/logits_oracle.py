@@ -193,21 +193,26 @@ def assert_logits(module, name, result, p, q, *, factor=1, **options):
         )
 
 
+def allowance(name, value, dtype, *, factor=1, base=None, bound=None):
+    """How far from ``factor`` times a finite exact value the contract allows a result to be."""
+    is_float = dtype == np.float32
+    slack = SLACK[is_float] * factor / Fraction(1 if base is None else abs(math.log(base)))
+    if name == "js_distance":  # of the divergence that it is the root of
+        slack = slack / (2 * value) if value**2 > slack else Fraction(math.sqrt(slack))
+    return (bound or BOUND[is_float]) * ulp(value * factor, dtype) + slack
+
+
 def _excess(module, name, result, value, factor, base):
+    """How much of the allowance the error of a result uses: at most 1 is within the contract."""
     if not isinstance(value, Fraction):
         return 0.0 if result == value or (math.isnan(result) and math.isnan(value)) else math.inf
     dtype = result.dtype
-    is_float = dtype == np.float32
-    unit = Fraction(1 if base is None else abs(math.log(base)))
-    slack = SLACK[is_float] * factor / unit
-    if name == "js_distance":  # of the divergence that it is the root of
-        slack = slack / (2 * value) if value**2 > slack else Fraction(math.sqrt(slack))
-    value *= factor
     if not math.isfinite(result):
         largest = Fraction(float(np.finfo(dtype).max))
-        return 0.0 if abs(value) > largest and (result > 0) == (value > 0) else math.inf
-    bound = REFERENCE_BOUND if module is reference and not is_float else BOUND[is_float]
-    return float(abs(Fraction(float(result)) - value) / (bound * ulp(value, dtype) + slack))
+        return 0.0 if abs(value * factor) > largest and (result > 0) == (value > 0) else math.inf
+    bound = REFERENCE_BOUND if module is reference and dtype == np.float64 else None
+    allowed = allowance(name, value, dtype, factor=factor, base=base, bound=bound)
+    return float(abs(Fraction(float(result)) - value * factor) / allowed)
 
 
 def assert_gradients(module, gradients, p, q, *, factor=1.0, **options):

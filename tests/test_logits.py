@@ -2,12 +2,14 @@
 
 import inspect
 import math
+from fractions import Fraction
 
 import mpmath
 import numpy as np
 import pytest
 from logits_oracle import METRICS, assert_gradients, assert_logits, exact, exact_gradients, measure
-from oracles import bfloat16_bits, exact_values
+from oracles import bfloat16_bits, exact_values, ulp_error
+from test_accuracy import numbers, read
 
 import fastkl
 from fastkl import logits, reference
@@ -80,6 +82,33 @@ def test_contract(name, type_name, module, rng):
         result = measure(module, name, p, q, **types)
         assert result.dtype == (np.float64 if type_name == "float64" else np.float32)
         assert_logits(module, name, result, p, q, **types)
+
+
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+@each_metric
+def test_stored_cases(name, type_name, level):
+    """The hard ones, with their exact values as bit patterns; see ``data/make_logits_cases.py``."""
+    pairs = {line["case"]: [numbers(line[x], type_name) for x in "pq"] for line in read("logits", type_name)}
+    failures = []
+    n_seen = 0
+    for line in read("expected-logits", type_name):
+        if line["metric"] != name:
+            continue
+        n_seen += 1
+        p, q = pairs[line["case"]]
+        (expected,) = numbers(line["value"], type_name)
+        # Alone, and in a batch, where short rows go through other code.
+        result = measure(fastkl, name, p, q, temperature=float(line["temperature"]))
+        batch = measure(fastkl, name, np.tile(p, (19, 1)), np.tile(q, (19, 1)), temperature=float(line["temperature"]))
+        assert batch.tobytes() == result.tobytes() * 19, (line, result, batch)
+        if math.isfinite(expected):
+            error = ulp_error(result, Fraction(float(expected)))
+        else:
+            error = 0 if np.array_equal(result, expected, equal_nan=True) else math.inf
+        if not error <= float(line["ulp"]):
+            failures.append(f"{line}: {result!r} is not {expected!r}: {error:.3g} ulp")
+    assert n_seen == 3 * len(pairs)
+    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.parametrize("type_name", ["float64", "float32", "bfloat16"])
@@ -411,8 +440,8 @@ def test_distillation_of_each_row(type_name, temperature, module, rng):
         losses, gradient = module.distillation_loss(student, teacher, reduction="none", return_grad=True, **options)
         assert losses.dtype == gradient.dtype == (np.float64 if type_name == "float64" else np.float32)
         alone = module.distillation_loss(student, teacher, reduction="none", **options)
-        assert alone.tobytes() == losses.tobytes()
-        assert_logits(module, "kl", losses, teacher, student, factor=temperature**2, **options)
+        for values in (losses, alone):
+            assert_logits(module, "kl", values, teacher, student, factor=temperature**2, **options)
         if length < 100:
             assert_gradients(module, (gradient,), teacher, student, factor=temperature**2, **options)
 
@@ -433,8 +462,9 @@ def test_distillation_of_a_batch(temperature, module, rng):
             assert loss == pytest.approx(float(exact_sum / n), rel=rtol)
             factor = temperature**2 / n
             np.testing.assert_allclose(gradient, factor * slope[0], rtol=0, atol=rtol * factor * slope[1].max())
-            assert loss == module.distillation_loss(s, t, temperature=temperature, reduction=reduction)
-        assert module.distillation_loss(s, t, temperature=temperature) == loss
+            alone = module.distillation_loss(s, t, temperature=temperature, reduction=reduction)
+            assert alone == pytest.approx(float(exact_sum / n), rel=rtol)
+        assert module.distillation_loss(s, t, temperature=temperature) == alone
 
 
 def test_distillation_is_that_of_pytorch(module, rng):
