@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from logits_oracle import BOUND as LOGITS_BOUND
+from logits_oracle import METRICS as LOGITS_METRICS
+from logits_oracle import measure as measure_logits
 from oracles import BOUNDS, METRICS, VARIANTS, ZERO_SLACK, measure, variant_id
 
 import fastkl
@@ -182,3 +185,117 @@ def test_score_is_the_single_functions(level, pair, weight, alpha, base, normali
         if name == "renyi":
             options["alpha"] = alpha
         assert scores[name].tobytes() == measure(fastkl, name, p, q, **options).tobytes(), name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Softmaxes from logits
+
+LOGITS_RTOL = 2 * LOGITS_BOUND[0] * EPS
+LOGITS_SLACK = {name: 2e-30 for name in LOGITS_METRICS} | {"js_distance": 2e-15}
+
+logit = st.one_of(
+    st.floats(-30, 30),
+    st.floats(-1e4, 1e4),
+    st.integers(-5, 5).map(float),
+    st.just(-math.inf),
+)
+temperature = st.one_of(st.just(1.0), st.floats(0.01, 100), st.sampled_from([1e-3, 1e3]))
+
+
+@st.composite
+def logit_pairs(draw, logit=logit):
+    """Two rows of logits of the same length with mass; the second sometimes close to the first."""
+    p = draw(st.lists(logit, min_size=1, max_size=40))
+    if draw(st.booleans()):
+        q = draw(st.lists(logit, min_size=len(p), max_size=len(p)))
+    else:
+        size = draw(st.sampled_from([1e-15, 1e-8, 1e-3]))
+        change = draw(st.lists(st.floats(-1, 1), min_size=len(p), max_size=len(p)))
+        q = [x + size * c for x, c in zip(p, change, strict=True)]
+    assume(max(p) > -math.inf and max(q) > -math.inf)
+    return np.array(p), np.array(q)
+
+
+def logits_agree(name, a, b):
+    return close(a, b, LOGITS_RTOL, LOGITS_SLACK[name])
+
+
+@pytest.mark.parametrize("name", LOGITS_METRICS)
+@given(logit_pairs(), temperature)
+def test_logits_never_negative(name, level, pair, temperature):
+    for dtype in (np.float64, np.float32):
+        result = measure_logits(fastkl, name, *(x.astype(dtype) for x in pair), temperature=temperature)
+        assert result >= 0 and not np.signbit(result)
+
+
+@given(logit_pairs(), temperature)
+def test_logits_zero_from_themselves(level, pair, temperature):
+    for row in pair:
+        scores = fastkl.score_from_logits(row, row.copy(), LOGITS_METRICS, temperature=temperature)
+        for name in ("kl", "reverse_kl", "js", "js_distance"):
+            assert scores[name] == 0
+        assert scores["top1_agreement"] == 1
+        assert logits_agree("entropy", scores["entropy"], scores["cross_entropy"])
+
+
+@given(logit_pairs(), temperature)
+def test_logits_are_symmetric(level, pair, temperature):
+    p, q = pair
+    for name in ("js", "js_distance", "top1_agreement"):
+        a = measure_logits(fastkl, name, p, q, temperature=temperature)
+        assert logits_agree(name, a, measure_logits(fastkl, name, q, p, temperature=temperature))
+
+
+@given(logit_pairs(), temperature)
+def test_cross_entropy_is_entropy_and_divergence(level, pair, temperature):
+    """H(p, q) = H(p) + D(p‖q), and nothing is above its bound."""
+    p, q = pair
+    scores = fastkl.score_from_logits(p, q, LOGITS_METRICS, temperature=temperature)
+    assert close(scores["cross_entropy"], scores["entropy"] + scores["kl"], 2 * LOGITS_RTOL, 4e-30)
+    assert close(scores["js_distance"] ** 2, scores["js"], 2 * LOGITS_RTOL, 4e-30)
+    assert scores["js"] <= math.log(2) * (1 + LOGITS_RTOL)
+    assert scores["entropy"] <= math.log(len(p)) * (1 + LOGITS_RTOL)
+    assert 4 * scores["js"] <= (scores["kl"] + scores["reverse_kl"]) * (1 + LOGITS_RTOL) + 4e-30
+
+
+@pytest.mark.parametrize("name", LOGITS_METRICS)
+@given(logit_pairs(), temperature, st.integers(-20, 20), st.randoms(use_true_random=False))
+def test_logits_and_temperature_scale_alike(name, level, pair, temperature, exponent, random):
+    """By a power of two, which loses nothing; and the cells may be permuted, which changes the top one alone."""
+    p, q = pair
+    expected = measure_logits(fastkl, name, p, q, temperature=temperature)
+    scaled = (np.ldexp(x, exponent) for x in pair)
+    result = measure_logits(fastkl, name, *scaled, temperature=math.ldexp(temperature, exponent))
+    assert logits_agree(name, result, expected)
+    if name != "top1_agreement":
+        order = random.sample(range(len(p)), len(p))
+        assert logits_agree(name, measure_logits(fastkl, name, p[order], q[order], temperature=temperature), expected)
+
+
+@given(logit_pairs(st.integers(-1000, 1000).map(lambda x: x / 8)), st.integers(-1000, 1000), st.integers(-1000, 1000))
+def test_a_constant_does_not_matter(level, pair, a, b):
+    p, q = pair
+    p, q = np.rint(8 * p) / 8, np.rint(8 * q) / 8
+    expected = fastkl.score_from_logits(p, q, LOGITS_METRICS)
+    for name, value in fastkl.score_from_logits(p + a, q + b, LOGITS_METRICS).items():
+        assert logits_agree(name, value, expected[name]), name
+
+
+@given(logit_pairs(st.floats(-30, 30)), st.floats(0.1, 10))
+def test_from_logits_and_from_probabilities(level, pair, temperature):
+    """exp(x/T) as weights, whose own rounding is of the size of x ulps, gives the same."""
+    weights = [np.exp((x - x.max()) / temperature) for x in pair]
+    for name in ("kl", "js", "cross_entropy", "entropy"):
+        value = measure(fastkl, name, *weights)
+        assert close(measure_logits(fastkl, name, *pair, temperature=temperature), value, 1e-9, 1e-12), name
+
+
+@given(logit_pairs(st.floats(-30, 30)), temperature)
+def test_gradients_add_up_to_zero(level, pair, temperature):
+    """And that of q is the loss's: T² D(p‖q) has T (q − p)."""
+    grad_p, grad_q = fastkl.kl_divergence_from_logits_grad(*pair, temperature=temperature)
+    size = 1 + fastkl.kl_divergence_from_logits(*pair, temperature=temperature)
+    for gradient in (grad_p, grad_q):
+        assert abs(gradient.sum()) <= 32 * len(gradient) * EPS * size / temperature
+    _, slope = fastkl.distillation_loss(pair[1], pair[0], temperature=temperature, return_grad=True)
+    np.testing.assert_allclose(slope, grad_q * temperature**2, rtol=1e-12, atol=32 * EPS * temperature)
