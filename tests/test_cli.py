@@ -17,6 +17,8 @@ import time
 import ml_dtypes
 import numpy as np
 import pytest
+from logits_oracle import METRICS as LOGITS_METRICS
+from oracles import bfloat16_bits
 
 import fastkl
 from fastkl import _summary, cli
@@ -420,6 +422,7 @@ def test_usage_errors_exit_with_2(folder, capsys):
         ["score", "P.npy", "Q.npy", "-o", "OUT.npy", "--metric", "kld"],
         ["score", "P.npy", "Q.npy", "-o", "OUT.npy", "--fail-above", "nan"],
         ["score", "P.npy", "Q.npy", "-o", "OUT.npy", "--fail-above", "much"],
+        ["score", "P.npy", "Q.npy", "-o", "OUT.npy", "--logits", "--gaussian", "var"],
     ):
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments)
@@ -509,6 +512,50 @@ def test_gaussians(folder, capsys, monkeypatch, scale):
     arguments = ["score", "P.npy", "Q.npy", "mean.npy", "Q.npy", "-o", "PAIRS.npy", "--gaussian", scale]
     assert cli.main([*arguments, "--fail-above", "0.001"]) == cli.EXIT_MEAN_EXCEEDED
     np.testing.assert_array_equal(np.load("PAIRS.npy"), fastkl.gaussian_kl(m, s, m[:1] + 1, s, scale=scale))
+
+
+def test_logits(folder, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_WINDOW_BYTES", 777 * K * 8)  # two windows
+    p, q = (np.log(x) for x in load_inputs())
+    p[3, 5], q[7, 5], p[11] = -np.inf, -np.inf, -np.inf
+    np.save("P.npy", p)
+    np.save("Q.npy", q)
+    metrics = [f"--metric={name}" for name in LOGITS_METRICS]
+    arguments = ["score", "P.npy", "Q.npy", "-o", "OUT.npy", "--logits"]
+    assert cli.main([*arguments, *metrics, "--temperature", "2.5", "--base", "2", "--weight", "0.25", "--json"]) == 0
+    written = np.load("OUT.npy")
+    expected = fastkl.score_from_logits(p, q, LOGITS_METRICS, temperature=2.5, base=2, weight=0.25)
+    for name in LOGITS_METRICS:
+        np.testing.assert_array_equal(written[name], expected[name])
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["p"], summary["temperature"], summary["base"]) == ("P.npy", 2.5, 2)
+    assert summary["metrics"]["kl"]["inf"] == 1 and summary["metrics"]["kl"]["nan"] == 1
+
+    np.save("one.npy", q[:1].astype(np.float32))
+    assert cli.main(["score", "P.npy", "one.npy", "-o", "ONE.npy", "--logits", "--fail-above", "0"]) == 3
+    np.testing.assert_array_equal(np.load("ONE.npy"), fastkl.kl_divergence_from_logits(p, q[:1].astype(np.float32)))
+    np.save("bits.npy", bfloat16_bits(q))
+    assert cli.main(["score", "bits.npy", "bits.npy", "-o", "BITS.npy", "--logits", "--dtype", "bfloat16"]) == 0
+    assert not np.load("BITS.npy").any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--logits", "--metric", "renyi"], "unknown metric 'renyi'; the metrics are kl, reverse_kl"),
+        (["--metric", "top1_agreement"], "unknown metric 'top1_agreement'"),
+        (["--logits", "--alpha", "2", "--no-normalize"], "the softmax of rows: leave out --no-normalize, --alpha"),
+        (["--logits", "--positions", "P.npy"], "leave out --positions"),
+        (["--logits", "--temperature", "0"], "temperature must be a finite number > 0, got 0.0"),
+        (["--logits", "--temperature", "nan"], "temperature must be a finite number > 0, got nan"),
+        (["--temperature", "2"], "leave out --temperature"),
+        (["--gaussian", "var", "--temperature", "2"], "leave out --temperature"),
+        (["P.npy", "--logits"], "3 files: two are compared"),
+    ],
+    ids=" ".join,
+)
+def test_what_logits_refuse(folder, capsys, arguments, says):
+    assert_refused(capsys, "score", "P.npy", "Q.npy", *arguments, "-o", "OUT.npy", says=says)
 
 
 @pytest.mark.parametrize(
