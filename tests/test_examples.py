@@ -16,6 +16,7 @@ MODULES = [
     "fastkl",
     "fastkl.discrete",
     "fastkl.gaussian",
+    "fastkl.logits",
     "fastkl.policy",
     "fastkl.reference",
     "fastkl._runtime",
