@@ -341,6 +341,8 @@ def renyi_order(alpha: float) -> float:
 
 def softmax_temperature(temperature: float) -> float:
     """Check the temperature by which logits are divided."""
+    if type(temperature) is float and 0 < temperature < math.inf:  # as in row_pairs()
+        return temperature
     if not isinstance(temperature, Real):
         raise TypeError(f"temperature must be a number, got {_type_of(temperature)}")
     try:

@@ -401,7 +401,8 @@ def score_from_logits(
     unit = log_base(base, above=1.0 if "js_distance" in names else 0.0)
     mixture_weight = js_weight(weight)
     targets = {name: target_for(rows, keepdims, None)[0] for name in names}
-    _fill(tuple(targets.values()), names, rows, (), bound, degree, unit, mixture_weight)
+    operations = tuple(LOGITS_OPS[name] for name in names)
+    _fill(tuple(targets.values()), operations, rows, (), bound, degree, unit, mixture_weight)
     return {name: deliver(rows, x, None, logits_fault, keepdims, None, invalid) for name, x in targets.items()}
 
 
@@ -602,7 +603,7 @@ def _reduce(
     invalid_choice(invalid)
     degree = softmax_temperature(temperature)
     target, copy_to = target_for(rows, keepdims, out)
-    _fill((target,), (name,), rows, (), bound, degree, unit, parameter)
+    _fill((target,), (LOGITS_OPS[name],), rows, (), bound, degree, unit, parameter)
     return deliver(rows, target, copy_to, logits_fault, keepdims, out, invalid)
 
 
@@ -629,7 +630,7 @@ def _total(
 
 def _fill(
     targets: tuple[Array, ...],
-    names: tuple[str, ...],
+    operations: tuple[int, ...],
     rows: Rows,
     gradients: tuple[Array, ...],
     n_threads: int | None,
@@ -640,11 +641,16 @@ def _fill(
     """Run the kernels over all pairs of rows, one operation for each target, in nats divided by ``unit``."""
     types = rows.types
     p_type, q_type = types.operands
+    operands = rows.operands
+    operand_types: tuple[int, ...] = TYPES[p_type], TYPES[q_type]
+    if gradients:  # a dtype takes as long to tell its name as the rest of a small call
+        operands += gradients
+        operand_types += (TYPES[types.result.name],) * len(gradients)
     reduce(
         _LOGITS,
-        tuple(LOGITS_OPS[name] for name in names),
-        rows.operands + gradients,
-        (TYPES[p_type], TYPES[q_type]) + (TYPES[types.result.name],) * len(gradients),
+        operations,
+        operands,
+        operand_types,
         TYPES[types.row],
         rows.axis,
         rows.length,
@@ -659,7 +665,7 @@ def _fill(
 _LOGITS = FAMILIES["logits"]
 
 # By the number of gradients to write.
-_KL = ("kl", "kl_grad_q", "kl_grad")
+_KL = tuple(LOGITS_OPS[name] for name in ("kl", "kl_grad_q", "kl_grad"))
 
 # What is summed up is held for so many rows at a time: 8 MiB.
 _ROWS_AT_ONCE = 1 << 20
