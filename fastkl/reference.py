@@ -31,6 +31,7 @@ __all__ = [
     "entropy_from_logits",
     "gaussian_kl",
     "gaussian_kl_full",
+    "gaussian_kl_grad",
     "hellinger_distance",
     "jeffreys_divergence",
     "js_distance",
@@ -831,6 +832,47 @@ def gaussian_kl_full(
         values = np.where((p_scales == 0).any(-1) | np.isnan(twice), np.inf, twice / 2)
         target[...] = np.where(valid, values, np.nan)
     return validation.deliver(rows, target, copy_to, validation.full_gaussian_fault(rows, cov), False, out, invalid)
+
+
+def gaussian_kl_grad(
+    mean_p: ArrayLike,
+    scale_p: ArrayLike,
+    mean_q: ArrayLike | None = None,
+    scale_q: ArrayLike | None = None,
+    *,
+    scale: Literal["var", "std", "logvar"] = "var",
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> tuple[Array, ...]:
+    """± (μp − μq)/vq for the means; ½ (1/vq − 1/vp) and ½ (1 − vp/vq − (μp − μq)²/vq)/vq for variances."""
+    validation.gaussian_scale(scale)
+    operands, names = validation.gaussian_operands(mean_p, scale_p, mean_q, scale_q)
+    rows = validation.elements(operands, names, dtype)
+    validation.invalid_choice(invalid)
+    m, s, *prior = (
+        validation.decoded(x, name).astype(np.float64)
+        for x, name in zip(rows.operands, rows.types.operands, strict=True)
+    )
+    mq, sq = prior or (np.float64(0), np.float64(0 if scale == "logvar" else 1))
+    with np.errstate(all="ignore"):
+        if scale == "logvar":
+            excess = np.expm1(s - sq)  # vp/vq − 1
+            mean = np.where(m == mq, 0, (m - mq) * np.exp(-sq))
+            p, q = excess / 2, -(mean * (m - mq) + excess) / 2
+        else:
+            power = 1 if scale == "var" else 2
+            excess = (s - sq) / sq * (1 if power == 1 else (s + sq) / sq)
+            mean = (m - mq) / sq**power
+            p, q = power / 2 * excess / s, -power / 2 * (mean * (m - mq) + excess) / sq
+        no_width = -np.inf if scale == "logvar" else 0
+        valid = np.isfinite(m) & np.isfinite(mq) & (s >= no_width) & (s < np.inf) & (sq > no_width) & (sq < np.inf)
+        slopes = (np.where(valid, x, np.nan) for x in (mean, p, -mean, q))
+        gradients = tuple(
+            np.broadcast_to(x, rows.batch_shape).astype(rows.types.result)
+            for x, _ in zip(slopes, operands, strict=False)
+        )
+    validation.deliver(rows, gradients[0], None, validation.gaussian_fault(scale), False, None, invalid)
+    return gradients
 
 
 def reparameterize(

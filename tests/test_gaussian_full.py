@@ -215,7 +215,7 @@ def test_asymmetry(module, level):
 @COV
 @pytest.mark.parametrize("d", (1, 3, 8, 17, 32, 33, 50))
 def test_same_bits_in_every_layout(d, cov, rng):
-    """A pair's bits depend on nothing but the pair: not on its place, the layout, the threads, or the vectors' width."""
+    """A pair's bits depend on nothing but the pair: not on its place, layout, threads, or the width of vectors."""
     levels = [name for name in ("avx2", "avx512", "neon") if name in _engine.usable_levels()]
     before = fastkl.simd_level()
     n = 43
