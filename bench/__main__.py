@@ -14,6 +14,7 @@ from bench import (
     bandwidth,
     cases,
     gaussian,
+    gaussian_full,
     layouts,
     machine,
     memory,
@@ -39,6 +40,7 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[report.Figure]]] = {
     "accuracy": accuracy.measure,
     "gaussian": gaussian.measure,
     "gaussian peers": gaussian.measure_peers,
+    "gaussian full": gaussian_full.measure,
 }
 
 

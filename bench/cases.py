@@ -67,6 +67,7 @@ CONTRACT: dict[str, dict[str, Target]] = {
         "PyTorch kl_div over log_softmax": Target(AT_LEAST, 10),
         "NumKong": Target(AT_LEAST, 2),
     },
+    "gaussian full": {f"NumPy, d={d}": Target(AT_LEAST, 10) for d in (3, 8, 16)},
     "gaussian": {
         "var, rows, float64": _bandwidth(0.90, 0.75),
         "logvar, N(0, I), float32": _bandwidth(0.90, 0.75),

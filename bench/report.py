@@ -23,6 +23,7 @@ SECTIONS = {
     "accuracy": "Accuracy: worst error against the exact value",
     "gaussian": "Gaussians: input bytes per second over those of `numpy.dot`, same bytes, same threads",
     "gaussian peers": "Gaussians: the time of the usual lines over that of fastkl's default call, all threads",
+    "gaussian full": "Full covariances: the time of the usual lines over that of fastkl's default call, all threads",
 }
 
 
@@ -233,6 +234,8 @@ def readme_parts(machine: dict, settings: dict, records: Sequence[dict]) -> dict
         _pivot(records, "gaussian", _level_and_threads, "kernel", lambda r: f"{r['case']}, {r['variant']}"),
         "How many times as long the usual lines take for these, K=128:",
         _pivot(records, "gaussian peers", lambda r: r["case"], "kernel", lambda r: r["variant"]),
+        "How many times as long others take for full covariances:",
+        _pivot(records, "gaussian full", lambda r: r["detail"]["peer"], "pairs", lambda r: r["variant"]),
         "Time per element over that at K=128, worst of all levels and thread counts:",
         _pivot(records, "sweep", lambda r: r["variant"], "kernel"),
         "Time over the contiguous case, worst of all levels and thread counts:",

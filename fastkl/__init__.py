@@ -14,7 +14,7 @@ from fastkl.discrete import (
     total_variation,
     wasserstein_distance,
 )
-from fastkl.gaussian import gaussian_kl, reparameterize
+from fastkl.gaussian import gaussian_kl, gaussian_kl_full, gaussian_kl_grad, reparameterize
 from fastkl.logits import (
     cross_entropy_from_logits,
     distillation_loss,
@@ -37,6 +37,8 @@ __all__ = [
     "entropy",
     "entropy_from_logits",
     "gaussian_kl",
+    "gaussian_kl_full",
+    "gaussian_kl_grad",
     "get_num_threads",
     "hellinger_distance",
     "jeffreys_divergence",

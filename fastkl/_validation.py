@@ -99,6 +99,42 @@ class Rows:
         self.length = length
         self.batch_shape = batch_shape
 
+    def row(self, i: int, index: Shape) -> NDArray[np.float64]:
+        """The numbers of operand i in the row at an index of the batch."""
+        every_row = np.broadcast_to(rows_last(self, self.operands[i]), (*self.batch_shape, self.length))
+        return decoded(every_row[index], self.types.operands[i]).astype(np.float64)
+
+
+class FullRows(Rows):
+    """Operands of Gaussians with full covariances: the rows lie along the last axis, and some of them are matrices.
+
+    ``whole`` says which operands are matrices, with their lines along the last but one axis; ``asymmetry`` by how much
+    an element of each of them may differ from its mirror image, relative to the deviations.
+    """
+
+    __slots__ = ("asymmetry", "whole")
+
+    def __init__(
+        self,
+        operands: tuple[Array, ...],
+        names: tuple[str, ...],
+        types: Types,
+        length: int,
+        batch_shape: Shape,
+        whole: tuple[bool, ...],
+    ) -> None:
+        super().__init__(operands, names, types, -1, length, batch_shape)
+        self.whole = whole
+        self.asymmetry = tuple(_ASYMMETRY.get(name, 2**-26) for name in types.operands)
+
+    def row(self, i: int, index: Shape) -> NDArray[np.float64]:
+        shape = (*self.batch_shape, *(self.length,) * (2 if self.whole[i] else 1))
+        return decoded(np.broadcast_to(self.operands[i], shape)[index], self.types.operands[i]).astype(np.float64)
+
+
+# How symmetric a covariance must be, by its type: the root of the type's relative precision.
+_ASYMMETRY = {"float32": 2**-11.5, "float16": 2**-5.0, "bfloat16": 2**-3.5}
+
 
 def row_pairs(
     p: ArrayLike, q: ArrayLike, axis: SupportsIndex, dtype: str | None, names: tuple[str, str] = PAIR
@@ -144,8 +180,7 @@ def gaussian_rows(
 ) -> Rows:
     """Check the means and scales of diagonal Gaussians against each other.
 
-    They broadcast; but along ``axis``, only a scalar is stretched. A Python number takes the type of the others, as in
-    NumPy.
+    They broadcast; but along ``axis``, only a scalar is stretched.
     """
     first = operands[0]
     if type(first) is np.ndarray and type(axis) is int and axis == -1 and dtype is None:  # as in row_pairs()
@@ -187,6 +222,53 @@ def elements(operands: tuple[ArrayLike, ...], names: tuple[str, ...], dtype: str
     except ValueError:
         raise ValueError(f"shapes do not broadcast: {shapes}") from None
     return Rows(arrays, names, _types(types), None, 1, batch_shape)
+
+
+def full_gaussian_rows(
+    operands: tuple[ArrayLike, ...], names: tuple[str, ...], diagonal: str | None, dtype: str | None
+) -> FullRows:
+    """Check the means and the covariances, or factors of them, of Gaussians against each other.
+
+    The batch axes of all broadcast; among the components, only a scalar is stretched.
+    """
+    if diagonal not in (None, "neither", "p", "q", "both"):
+        raise ValueError(f"diagonal must be None, 'neither', 'p', 'q' or 'both', got {diagonal!r}")
+    arrays, types, shapes = _promoted(operands, names, dtype)
+    lengths = {array.shape[-1] for array in arrays if array.ndim}
+    if not lengths:
+        raise ValueError(f"scalars alone do not tell how many components there are: {shapes}")
+    if len(lengths) > 1:
+        raise ValueError(f"the last axis must be equally long: {shapes}")
+    (length,) = lengths
+    if length == 0:
+        raise ValueError(f"Gaussians must have components: {shapes}")
+
+    whole = []
+    for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
+        square = array.ndim > 1 and array.shape[-2] == length
+        if name.startswith("mean"):
+            is_matrix = False
+        elif diagonal is None:
+            mean = arrays[i - 1]
+            if square and 1 < array.ndim <= mean.ndim and mean.shape[-2] == length > 1:
+                raise ValueError(
+                    f"{name} is a matrix for all means, or a diagonal for each: pass diagonal='neither' or one that "
+                    f"names it: {shapes}"
+                )
+            is_matrix = square
+        else:
+            is_matrix = diagonal not in (name[-1], "both")
+            if is_matrix and not square:
+                says = f"with diagonal={diagonal!r}, {name} must have shape (..., {length}, {length})"
+                raise ValueError(f"{says}: {shapes}")
+        whole.append(is_matrix)
+    try:
+        batch_shape = np.broadcast_shapes(
+            *(array.shape[: -2 if is_matrix else -1] for array, is_matrix in zip(arrays, whole, strict=True))
+        )
+    except ValueError:
+        raise ValueError(f"shapes do not broadcast outside the components: {shapes}") from None
+    return FullRows(arrays, names, _types(types), length, batch_shape, tuple(whole))
 
 
 def decoded(array: Array, type_name: str) -> Array:
@@ -413,15 +495,26 @@ def clip_range(clip: float) -> float:
     return float(clip)
 
 
+def covariance_kind(cov: str) -> str:
+    """Check what the scales of Gaussians with full covariances are."""
+    if cov not in ("covariance", "cholesky"):
+        raise ValueError(f"cov must be 'covariance' or 'cholesky', got {cov!r}")
+    return cov
+
+
 def gaussian_operands(
-    mean_p: ArrayLike, scale_p: ArrayLike, mean_q: ArrayLike | None, scale_q: ArrayLike | None
+    mean_p: ArrayLike,
+    scale_p: ArrayLike,
+    mean_q: ArrayLike | None,
+    scale_q: ArrayLike | None,
+    scale_name: str = "scale",
 ) -> tuple[tuple[ArrayLike, ...], tuple[str, ...]]:
     """Those of two Gaussians that are given, and their names; q may be left out."""
-    names = ("mean_p", "scale_p", "mean_q", "scale_q")
+    names = ("mean_p", f"{scale_name}_p", "mean_q", f"{scale_name}_q")
     if mean_q is None and scale_q is None:
         return (mean_p, scale_p), names[:2]
     if mean_q is None or scale_q is None:
-        missing, other = ("mean_q", "scale_q") if mean_q is None else ("scale_q", "mean_q")
+        missing, other = ("mean_q", names[3]) if mean_q is None else (names[3], "mean_q")
         raise ValueError(f"{other} without {missing}: pass both, or neither for N(0, I)")
     return (mean_p, scale_p, mean_q, scale_q), names
 
@@ -576,6 +669,38 @@ def gaussian_fault(scale: str) -> Fault:
     return fault
 
 
+def full_gaussian_fault(rows: FullRows, cov: str) -> Fault:
+    """What makes a mean, a covariance, a factor or a diagonal invalid."""
+
+    def fault(row: NDArray[np.float64], name: str) -> str:
+        faults = {"NaN": np.isnan(row), "infinite value": np.isinf(row)}
+        found = _first(faults, name)
+        if found or name.startswith("mean"):
+            return found
+        is_matrix = row.ndim == 2
+        scales = np.diagonal(row) if is_matrix else row
+        faults = {"negative value": scales < 0}
+        if name == "cov_q":
+            faults |= {"zero": scales == 0}
+        if is_matrix and cov == "cholesky":
+            faults |= {"value other than 0 above the diagonal": np.triu(row, 1) != 0}
+        found = _first(faults, name)
+        if found or not is_matrix or cov == "cholesky":
+            return found
+        deviations = np.sqrt(scales)
+        allowed = rows.asymmetry[rows.names.index(name)] * np.outer(deviations, deviations)
+        found = _first({"value that differs from its mirror image": np.abs(row - row.T) > allowed}, name)
+        if found:
+            return found
+        try:
+            np.linalg.cholesky(row)
+        except np.linalg.LinAlgError:
+            return f"{name} is not positive definite"
+        return ""
+
+    return fault
+
+
 def log_probability_fault(row: NDArray[np.float64], name: str) -> str:
     """What makes a logarithm of a probability invalid: two of -inf are. And an advantage."""
     faults = {"NaN": np.isnan(row)}
@@ -590,7 +715,8 @@ def _first(faults: dict[str, NDArray[np.bool_]], name: str) -> str:
     """The first of some faults that a row has, and where; empty if it has none. Each comes with a mask of the row."""
     for what, wrong in faults.items():
         if wrong.any():
-            return f"{what} in {name} at position {int(wrong.argmax())}"
+            at = tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+            return f"{what} in {name} at position {at[0] if len(at) == 1 else at}"
     return ""
 
 
@@ -611,13 +737,15 @@ def _raise_for_nan(rows: Rows, result: Array, fault: Fault) -> None:
 
     index = tuple(int(i) for i in np.unravel_index(first, rows.batch_shape)) if rows.batch_shape else ()
     faults = []
-    for i, (operand, type_name, name) in enumerate(zip(rows.operands, rows.types.operands, rows.names, strict=True)):
+    for i, (operand, name) in enumerate(zip(rows.operands, rows.names, strict=True)):
         if rows.names in (PAIR, LOGITS, DISTILLED) and any(operand is other for other in rows.operands[:i]):
             continue  # it is what it was, and has been judged by the same rule
-        every_row = np.broadcast_to(rows_last(rows, operand), (*rows.batch_shape, rows.length))
-        faults.append(fault(decoded(every_row[index], type_name).astype(np.float64), name))
-    # Finite values near the largest float can add up to infinity, with nothing wrong in any of them.
-    cause = "; ".join(found for found in faults if found) or "its sums overflow"
+        faults.append(fault(rows.row(i, index), name))
+    # Finite values near the largest float can add up to infinity, with nothing wrong in any of them; and roundings
+    # decide about a covariance that is hardly definite.
+    cause = "; ".join(found for found in faults if found)
+    if not cause:
+        cause = "a covariance is not definite" if isinstance(rows, FullRows) else "its sums overflow"
     if rows.batch_shape == ():
         raise ValueError(f"the row is invalid: {cause}")
     where = index[0] if len(index) == 1 else index

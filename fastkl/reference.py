@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from fastkl._validation import Array, Result, Rows
+    from fastkl._validation import Array, FullRows, Result, Rows
 
 __all__ = [
     "clipped_ratio_objective",
@@ -30,6 +30,8 @@ __all__ = [
     "entropy",
     "entropy_from_logits",
     "gaussian_kl",
+    "gaussian_kl_full",
+    "gaussian_kl_grad",
     "hellinger_distance",
     "jeffreys_divergence",
     "js_distance",
@@ -666,6 +668,85 @@ def _deviance(p: Array, q: Array, log_p: Array, log_q: Array, difference: Array)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Lower triangular matrices, over the last two axes
+
+
+def _lower(matrix: Array) -> Array:
+    """Whether a matrix is a Cholesky factor but for its diagonal: all others finite, and 0 above."""
+    result: Array = np.all(np.isfinite(matrix) & (np.triu(matrix, 1) == 0), axis=(-2, -1), keepdims=True)
+    return result
+
+
+def _symmetric(matrix: Array, asymmetry: float) -> Array:
+    """Whether a matrix is finite, and as symmetric as a covariance must be."""
+    deviations = np.sqrt(np.diagonal(matrix, axis1=-2, axis2=-1))
+    allowed = asymmetry * deviations[..., :, np.newaxis] * deviations[..., np.newaxis, :]
+    mirrored = np.abs(matrix - np.swapaxes(matrix, -2, -1)) <= allowed
+    result: Array = np.all(np.isfinite(matrix) & mirrored, axis=(-2, -1), keepdims=True)
+    return result
+
+
+def _times(matrix: Array, vector: Array) -> Array:
+    product: Array = (matrix @ vector[..., np.newaxis])[..., 0]
+    return product
+
+
+def _factor(cov: Array) -> Array:
+    """The Cholesky factor; NaN in it where there is none, 0 on its diagonal where a column is 0."""
+    factor = np.zeros(cov.shape)
+    for j in range(cov.shape[-1]):
+        column = cov[..., j:, j] - _times(factor[..., j:, :j], factor[..., j, :j])
+        empty = (column == 0).all(-1, keepdims=True)
+        pivot = np.where(column[..., :1] > 0, column[..., :1], np.nan)
+        factor[..., j:, j] = np.where(empty, 0.0, column / np.sqrt(pivot))
+    return factor
+
+
+def _factor_difference(difference: Array, q: Array) -> tuple[Array, Array]:
+    """E = Lp − Lq from Σp − Σq = Lq Eᵀ + E Lqᵀ + E Eᵀ, column by column, and (Lp_jj / Lq_jj)² − 1."""
+    e: Array = np.zeros(np.broadcast_shapes(difference.shape, q.shape))
+    change = np.zeros(e.shape[:-1])
+    for j in range(e.shape[-1]):
+        column = difference[..., j:, j] - _times(q[..., j:, :j], e[..., j, :j])
+        column = column - _times(e[..., j:, :j], q[..., j, :j] + e[..., j, :j])
+        scale = q[..., j, j]
+        root = np.sqrt(scale**2 + column[..., 0])
+        e[..., j, j] = column[..., 0] / (scale + root)
+        e[..., j + 1 :, j] = (column[..., 1:] - q[..., j + 1 :, j] * e[..., j, j, np.newaxis]) / root[..., np.newaxis]
+        change[..., j] = column[..., 0] / scale / scale
+    return e, change
+
+
+def _solve_lower(factor: Array, right: Array) -> Array:
+    """factor⁻¹ right."""
+    solution = np.zeros((*np.broadcast_shapes(factor.shape[:-2], right.shape[:-2]), *right.shape[-2:]))
+    for i in range(factor.shape[-1]):
+        rest = right[..., i, :] - (factor[..., i, np.newaxis, :i] @ solution[..., :i, :])[..., 0, :]
+        solution[..., i, :] = rest / factor[..., i, i, np.newaxis]
+    return solution
+
+
+def _off_diagonal(matrix: Array) -> Array:
+    """Σ_{i>j} N_ij²."""
+    total: Array = np.sum(np.tril(matrix, -1) ** 2, (-2, -1))
+    return total
+
+
+def _spread(p: Array, q: Array) -> Array:
+    """Σ_j (r_j² − 1 − log r_j²) for the quotients r_j = 1 + x_j of the diagonals: x² + 2 (x − log(1 + x)) each."""
+    s, t = (np.diagonal(x, axis1=-2, axis2=-1) for x in (p, q))
+    x = (s - t) / t
+    far = (s / t) ** 2 - 1 - 2 * (np.log(s) - np.log(t))
+    return _sum(np.where(np.abs(x) < 0.5, x**2 + 2 * _log1p_excess(x), far))
+
+
+def _log1p_excess(x: Array) -> Array:
+    """x − log(1 + x)."""
+    one = np.ones(x.shape)
+    return _deviance(one, one + x, np.zeros(x.shape), np.log1p(x), -x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # From the operands to pairs of rows, and back
 
 
@@ -707,6 +788,91 @@ def gaussian_kl(
         terms = np.where(valid, np.where(s == no_width, np.inf, apart + ratio_part), np.nan)
         target[...] = 0.5 * np.sum(terms, -1)
     return validation.deliver(rows, target, copy_to, validation.gaussian_fault(scale), keepdims, out, invalid)
+
+
+def gaussian_kl_full(
+    mean_p: ArrayLike,
+    cov_p: ArrayLike,
+    mean_q: ArrayLike | None = None,
+    cov_q: ArrayLike | None = None,
+    *,
+    cov: Literal["covariance", "cholesky"] = "covariance",
+    diagonal: Literal["neither", "p", "q", "both"] | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> Result:
+    """½ [(μp − μq)ᵀ Σq⁻¹ (μp − μq) + tr(Σq⁻¹ Σp) − d − log det(Σq⁻¹ Σp)]; q is N(0, I) if left out."""
+    validation.covariance_kind(cov)
+    operands, names = validation.gaussian_operands(mean_p, cov_p, mean_q, cov_q, "cov")
+    rows = validation.full_gaussian_rows(operands, names, diagonal, dtype)
+    validation.thread_bound(n_threads)
+    validation.invalid_choice(invalid)
+    target, copy_to = validation.target_for(rows, False, out)
+    m, s, *prior = (_whole(rows, i) for i in range(len(operands)))
+    mq, sq = prior or (np.zeros(rows.length), np.eye(rows.length))
+    # N = Lq⁻¹ (Lp − Lq) has Lp_jj / Lq_jj − 1 on its diagonal, and I + N is a factor of Lq⁻¹ Σp Lq⁻ᵀ, so that the trace
+    # less d and the logarithm are Σ_j (r_j² − 1 − log r_j²) + Σ_{i>j} N_ij² with r_j = 1 + N_jj.
+    with np.errstate(all="ignore"):
+        if cov == "cholesky":
+            p, q = (np.where(_lower(x), x, np.nan) for x in (s, sq))
+            twice = _spread(p, q) + _off_diagonal(_solve_lower(q, p - q))
+        else:
+            tolerances = (rows.asymmetry[1], rows.asymmetry[-1])  # the unit matrix passes any
+            p, q = (_factor(np.where(_symmetric(x, t), x, np.nan)) for x, t in zip((s, sq), tolerances, strict=True))
+            far = _spread(p, q) + _off_diagonal(_solve_lower(q, p))
+            difference, change = _factor_difference(s - sq, q)
+            near = np.sum(_log1p_excess(change), -1) + _off_diagonal(_solve_lower(q, difference))
+            twice = np.where((far < 1) & (near >= 0), near, far)
+        apart = _solve_lower(q, (m - mq)[..., np.newaxis])
+        twice = twice + np.sum(apart**2, (-2, -1))
+        p_scales, q_scales = (np.diagonal(x, axis1=-2, axis2=-1) for x in (p, q))
+        valid = np.isfinite(m).all(-1) & np.isfinite(mq).all(-1) & (p_scales >= 0).all(-1) & (q_scales > 0).all(-1)
+        values = np.where((p_scales == 0).any(-1) | np.isnan(twice), np.inf, twice / 2)
+        target[...] = np.where(valid, values, np.nan)
+    return validation.deliver(rows, target, copy_to, validation.full_gaussian_fault(rows, cov), False, out, invalid)
+
+
+def gaussian_kl_grad(
+    mean_p: ArrayLike,
+    scale_p: ArrayLike,
+    mean_q: ArrayLike | None = None,
+    scale_q: ArrayLike | None = None,
+    *,
+    scale: Literal["var", "std", "logvar"] = "var",
+    invalid: Literal["nan", "raise"] = "nan",
+    dtype: Literal["bfloat16"] | None = None,
+) -> tuple[Array, ...]:
+    """± (μp − μq)/vq for the means; ½ (1/vq − 1/vp) and ½ (1 − vp/vq − (μp − μq)²/vq)/vq for variances."""
+    validation.gaussian_scale(scale)
+    operands, names = validation.gaussian_operands(mean_p, scale_p, mean_q, scale_q)
+    rows = validation.elements(operands, names, dtype)
+    validation.invalid_choice(invalid)
+    m, s, *prior = (
+        validation.decoded(x, name).astype(np.float64)
+        for x, name in zip(rows.operands, rows.types.operands, strict=True)
+    )
+    mq, sq = prior or (np.float64(0), np.float64(0 if scale == "logvar" else 1))
+    with np.errstate(all="ignore"):
+        if scale == "logvar":
+            excess = np.expm1(s - sq)  # vp/vq − 1
+            mean = np.where(m == mq, 0, (m - mq) * np.exp(-sq))
+            p, q = excess / 2, -(mean * (m - mq) + excess) / 2
+        else:
+            power = 1 if scale == "var" else 2
+            excess = (s - sq) / sq * (1 if power == 1 else (s + sq) / sq)
+            mean = (m - mq) / sq**power
+            p, q = power / 2 * excess / s, -power / 2 * (mean * (m - mq) + excess) / sq
+        no_width = -np.inf if scale == "logvar" else 0
+        valid = np.isfinite(m) & np.isfinite(mq) & (s >= no_width) & (s < np.inf) & (sq > no_width) & (sq < np.inf)
+        slopes = (np.where(valid, x, np.nan) for x in (mean, p, -mean, q))
+        gradients = tuple(
+            np.broadcast_to(x, rows.batch_shape).astype(rows.types.result)
+            for x, _ in zip(slopes, operands, strict=False)
+        )
+    validation.deliver(rows, gradients[0], None, validation.gaussian_fault(scale), False, None, invalid)
+    return gradients
 
 
 def reparameterize(
@@ -844,6 +1010,14 @@ def _last_axis(rows: Rows, operand: Array, type_name: str) -> Array:
     # One layout for both operands, for NumPy adds up a row in an order that depends on it, and equal rows must have
     # equal sums.
     return np.ascontiguousarray(validation.rows_last(rows, decoded))
+
+
+def _whole(rows: FullRows, i: int) -> Array:
+    """An operand of full Gaussians in float64: a mean as a vector, a scale as a matrix."""
+    operand = validation.decoded(rows.operands[i], rows.types.operands[i]).astype(np.float64)
+    if i % 2 == 1:
+        return operand if rows.whole[i] else operand[..., np.newaxis] * np.eye(rows.length)
+    return np.broadcast_to(operand, (*operand.shape[:-1], rows.length))
 
 
 def _valid(row: Array, normalize: bool) -> Array:

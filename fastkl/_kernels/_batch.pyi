@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 FAMILIES: dict[str, int]
 SCALES: dict[str, int]
+FULL_SCALES: dict[str, int]
 OPS: dict[str, int]
 GAUSSIAN_OPS: dict[str, int]
 LOGITS_OPS: dict[str, int]
@@ -26,4 +27,5 @@ def reduce(
     positions: NDArray[np.float64] | None = None,
     scale: int = 0,
     temperature: float = 1.0,
+    matrices: tuple[tuple[int | None, float], ...] | None = None,
 ) -> None: ...

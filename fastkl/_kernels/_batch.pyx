@@ -15,9 +15,16 @@ from fastkl._kernels._engine cimport *
 
 cnp.import_array()
 
-FAMILIES = {"discrete": FKL_DISCRETE, "gaussian": FKL_GAUSSIAN, "logits": FKL_LOGITS}
+FAMILIES = {
+    "discrete": FKL_DISCRETE,
+    "gaussian": FKL_GAUSSIAN,
+    "gaussian_full": FKL_GAUSSIAN_FULL,
+    "logits": FKL_LOGITS,
+}
 
 SCALES = {"var": FKL_VAR, "std": FKL_STD, "logvar": FKL_LOGVAR}
+
+FULL_SCALES = {"covariance": FKL_COVARIANCE, "cholesky": FKL_CHOLESKY}
 
 OPS = {
     "kl": FKL_KL,
@@ -68,6 +75,10 @@ cdef enum:
     MAX_OPS = 16
     BLOCK_ELEMENTS = 8192  # of each operand: what two doubles' worth of it is fits the second-level cache
     BLOCK_ROWS = 1024
+    LANES_ROWS = 512       # the same for pairs of full Gaussians, of few components and of many
+    PANELS_ROWS = 8
+    THREAD_BYTES = 1 << 20  # of scratch space for each thread; what a family needs beyond it, all threads together
+    SHARED_BYTES = 15 << 20
 
 cdef struct Plan:
     # The walk: axes of the batch from the outermost in, and the strides of the operands and the outputs along them.
@@ -79,6 +90,7 @@ cdef struct Plan:
     # The work on each block.
     fkl_rows operands[FKL_MOST_OPERANDS]
     fkl_problem problem
+    fkl_matrix matrices[FKL_MOST_OPERANDS]
     int family
     int row_type
     int n_ops
@@ -241,12 +253,14 @@ cdef Py_ssize_t own_stride(cnp.ndarray array, int ndim, int axis, bint stretch) 
 
 def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axis, Py_ssize_t length, tuple outs,
            int n_threads, bint normalize=True, double log_base=1.0, double parameter=0.0, positions=None, int scale=0,
-           double temperature=1.0):
+           double temperature=1.0, tuple matrices=None):
     """Write ops of the rows of the operands along `axis` into outs.
 
     axis counts from the end (-1 is the last) and means the same axis of all operands, whose batch axes broadcast; None
-    stands for rows of one element, along no axis. length: of the rows. The arguments are taken to be right:
-    `fastkl._validation` is where they are checked.
+    stands for rows of one element, along no axis. length: of the rows. matrices: what of full Gaussians' operands the
+    arrays do not say, which for a matrix are its first line: the distance of its lines, or None where the operand is no
+    matrix, and the asymmetry allowed. The arguments are taken to be right: `fastkl._validation` is where they are
+    checked.
     """
     cdef Plan plan
     cdef int ndim = 0, reduced, in_operands, i, k, failed
@@ -270,6 +284,12 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
     if positions is not None:
         places = positions
         plan.problem.positions = &places[0]
+    plan.problem.matrices = plan.matrices
+    if matrices is not None:
+        for k, (line_stride, asymmetry) in enumerate(matrices):
+            plan.matrices[k].whole = line_stride is not None
+            plan.matrices[k].line_stride = line_stride or 0
+            plan.matrices[k].asymmetry = asymmetry
     for array in operands:
         ndim = max(ndim, cnp.PyArray_NDIM(array))
     if ndim > MAX_AXES:
@@ -306,11 +326,16 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
     for k in range(plan.problem.operands):
         plan.operands[k].row_stride = plan.strides[k][plan.axes - 1]
     plan.block_rows = max(8, min(<Py_ssize_t>BLOCK_ROWS, BLOCK_ELEMENTS // plan.problem.length))
+    if matrices is not None:  # a q that all pairs of a block have in common is factored once
+        plan.block_rows = LANES_ROWS if plan.problem.length <= FKL_LANES_MOST else PANELS_ROWS
     if runs * inner < plan.block_rows * n_threads:  # few long rows: a share for each thread
         plan.block_rows = max(1, (inner + n_threads - 1) // n_threads)
     plan.block_rows = min(plan.block_rows, inner)
     plan.blocks_per_run = (inner + plan.block_rows - 1) // plan.block_rows
     plan.blocks = runs * plan.blocks_per_run
+    cdef Py_ssize_t beyond = <Py_ssize_t>fkl_scratch_bytes(plan.family, plan.problem.length) - THREAD_BYTES
+    if beyond > 0:
+        n_threads = max(1, min(<Py_ssize_t>n_threads, SHARED_BYTES // beyond))
     with nogil:
         failed = walk(&plan, n_threads)
     if failed:

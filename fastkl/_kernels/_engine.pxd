@@ -15,9 +15,11 @@ cdef extern from "kernels.h" nogil:
     enum: FKL_U64
 
     enum: FKL_MOST_OPERANDS
+    enum: FKL_LANES_MOST
 
     enum: FKL_DISCRETE
     enum: FKL_GAUSSIAN
+    enum: FKL_GAUSSIAN_FULL
     enum: FKL_LOGITS
     enum: FKL_FAMILIES
 
@@ -25,6 +27,8 @@ cdef extern from "kernels.h" nogil:
     enum: FKL_VAR
     enum: FKL_STD
     enum: FKL_LOGVAR
+    enum: FKL_COVARIANCE
+    enum: FKL_CHOLESKY
 
     enum: FKL_LOGITS_KL
     enum: FKL_LOGITS_REVERSE_KL
@@ -55,6 +59,11 @@ cdef extern from "kernels.h" nogil:
         int type
         int swapped
 
+    ctypedef struct fkl_matrix:
+        int whole
+        Py_ssize_t line_stride
+        double asymmetry
+
     ctypedef struct fkl_problem:
         Py_ssize_t length
         int operands
@@ -64,6 +73,7 @@ cdef extern from "kernels.h" nogil:
         double parameter
         double temperature
         const double *positions
+        const fkl_matrix *matrices
 
     ctypedef void fkl_kernel(int operation, int row_type, const fkl_rows *operands, Py_ssize_t n_rows,
                              const fkl_problem *problem, double *result, void *scratch) noexcept

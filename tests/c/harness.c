@@ -783,6 +783,156 @@ static void check_gaussians(enum fkl_scale scale, int n_operands, enum fkl_type 
         free(values[k]);
 }
 
+/* Full Gaussians: what of the operands is a matrix. */
+enum shapes { BOTH_WHOLE, STANDARD, P_DIAGONAL, Q_DIAGONAL, SHAPES };
+
+/* The lower Cholesky factor of a d by d covariance, or 0 where there is none. */
+static int plain_factor(const real *cov, ptrdiff_t d, real *factor)
+{
+    for (ptrdiff_t j = 0; j < d; j++)
+        for (ptrdiff_t i = 0; i < d; i++) {
+            real x = cov[i * d + j];
+            for (ptrdiff_t k = 0; k < j && i >= j; k++)
+                x -= factor[i * d + k] * factor[j * d + k];
+            if (i == j && !(x > 0.0L))
+                return 0;
+            factor[i * d + j] = i < j ? 0.0L : i == j ? sqrtl(x) : x / factor[j * d + j];
+        }
+    return 1;
+}
+
+/* The plain evaluation for one pair of means and factors, which cancels where it is near 0. */
+static real plain_full(const double *m, const real *p, const double *mq, const real *q, ptrdiff_t d)
+{
+    real sum = 0.0L, *column = allocate((size_t)d * sizeof(real));
+    for (ptrdiff_t j = 0; j <= d; j++) { /* of Lq^-1 Lp, and last of all the means */
+        for (ptrdiff_t i = 0; i < d; i++) {
+            column[i] = j < d ? p[i * d + j] : (real)m[i] - mq[i];
+            for (ptrdiff_t k = 0; k < i; k++)
+                column[i] -= q[i * d + k] * column[k];
+            column[i] /= q[i * d + i];
+            sum += column[i] * column[i];
+        }
+        if (j < d)
+            sum -= 1.0L + 2.0L * logl(p[j * d + j] / q[j * d + j]);
+    }
+    free(column);
+    return 0.5L * sum;
+}
+
+/* Pairs of a type and size at every level: against the plain evaluation, in other layouts, alone, at other levels. */
+static void check_full(enum fkl_full_scale scale, enum shapes shapes, enum fkl_type type, ptrdiff_t d,
+                       const fkl_level *const *levels, int turn)
+{
+    enum { PAIRS = 11, PLAIN = 9 }; /* the pairs behind the plain ones hold an odd number */
+    const int n_operands = shapes == STANDARD ? 2 : 4;
+    double *values[FKL_MOST_OPERANDS], first[PAIRS] = {0.0};
+    ptrdiff_t sizes[FKL_MOST_OPERANDS];
+    fkl_matrix matrices[FKL_MOST_OPERANDS] = {{0, 0, 0.0}};
+    real *whole[FKL_MOST_OPERANDS] = {NULL}; /* factors */
+    for (int k = 0; k < 4; k++) {
+        const int is_scale = k % 2, is_whole = is_scale && shapes != (k == 1 ? P_DIAGONAL : Q_DIAGONAL);
+        sizes[k] = is_whole ? d * d : d;
+        matrices[k].whole = is_whole;
+        matrices[k].asymmetry = 0x1p-4;
+        values[k] = allocate((size_t)(PAIRS * sizes[k]) * sizeof(double));
+        for (ptrdiff_t at = 0; at < PAIRS * sizes[k]; at++) {
+            const ptrdiff_t i = at % sizes[k] / d, j = at % d;
+            const int diagonal = !is_whole || i == j;
+            double x = 2.0 * uniform() - 1.0;
+            if (is_scale)
+                x = diagonal ? 2.0 + x : scale == FKL_CHOLESKY && j > i ? 0.0 : 0.5 * x / (double)d;
+            values[k][at] = types[type].digits ? rounded(&types[type], x) : is_scale ? diagonal * 3.0 : floor(4.0 * x);
+            if (k >= 2 && shapes == STANDARD)
+                values[k][at] = is_scale && diagonal;
+        }
+        for (ptrdiff_t at = 0; at < PAIRS * sizes[k] && is_whole && scale == FKL_COVARIANCE; at++) {
+            const ptrdiff_t pair = at / sizes[k], i = at % sizes[k] / d, j = at % d;
+            values[k][at] = values[k][pair * sizes[k] + (i < j ? j * d + i : i * d + j)];
+        }
+        if (is_scale)
+            whole[k] = allocate((size_t)(d * d) * sizeof(real));
+    }
+    if (shapes == BOTH_WHOLE) /* equal ones */
+        for (int k = 0; k < 2; k++)
+            memcpy(values[k + 2], values[k], (size_t)sizes[k] * sizeof(double));
+    for (int i = PLAIN; i < PAIRS && types[type].digits; i++) {
+        const int k = (turn + i) % n_operands;
+        values[k][i * sizes[k] + (turn * 7 + i) % sizes[k]] =
+            rounded(&types[type], odd_numbers[(turn * 4 + i) % COUNT(odd_numbers)]);
+    }
+
+    const fkl_problem problem = {.length = d, .operands = n_operands, .scale = scale, .matrices = matrices};
+    void *scratch = aligned_alloc(64, fkl_scratch_bytes(FKL_GAUSSIAN_FULL, d));
+    double *result = allocate(PAIRS * sizeof(double));
+    if (!scratch)
+        exit(2);
+    for (int l = 0, seen = 0; levels[l]; l++) {
+        fkl_kernel *const kernel = levels[l]->kernels[FKL_GAUSSIAN_FULL];
+        double expected[PAIRS];
+        for (int layout = 0; layout < LAYOUTS; layout++) {
+            struct operand placed[FKL_MOST_OPERANDS];
+            fkl_rows operands[FKL_MOST_OPERANDS];
+            for (int k = 0; k < n_operands; k++) {
+                const enum layout here = (enum layout)(layout ? (layout + k * turn) % LAYOUTS : 0);
+                placed[k] = place(type, values[k], PAIRS, sizes[k], here);
+                operands[k] = placed[k].rows;
+                matrices[k].line_stride = d * operands[k].item_stride;
+            }
+            kernel(FKL_GAUSSIAN_KL, FKL_F64, operands, PAIRS, &problem, result, scratch);
+            for (int i = 0; i < PAIRS && layout; i++)
+                check_gaussian_value(levels[l]->name, layout_names[layout], FKL_VAR, &types[type], d, i, result[i],
+                                     expected[i], 0.0);
+            if (layout == 0)
+                memcpy(expected, result, sizeof expected);
+            for (int i = 0; i < PAIRS && layout == 0; i++) {
+                fkl_rows one[FKL_MOST_OPERANDS];
+                for (int k = 0; k < n_operands; k++) {
+                    one[k] = operands[k];
+                    one[k].data += i * one[k].row_stride;
+                }
+                kernel(FKL_GAUSSIAN_KL, FKL_F64, one, 1, &problem, result, scratch);
+                check_gaussian_value(levels[l]->name, "full, alone", FKL_VAR, &types[type], d, i, *result, expected[i],
+                                     0.0);
+            }
+            for (int k = 0; k < n_operands; k++)
+                free(placed[k].memory);
+        }
+        for (ptrdiff_t i = 0; i < PAIRS; i++) {
+            int definite = i < PLAIN;
+            for (int k = 1; k < 4 && definite; k += 2) {
+                real *const matrix = allocate((size_t)(d * d) * sizeof(real));
+                const double *const given = values[k] + i * sizes[k];
+                for (ptrdiff_t at = 0; at < d * d; at++)
+                    matrix[at] = matrices[k].whole ? given[at] : at % (d + 1) ? 0.0 : given[at / (d + 1)];
+                if (scale == FKL_CHOLESKY)
+                    memcpy(whole[k], matrix, (size_t)(d * d) * sizeof(real));
+                else
+                    definite = plain_factor(matrix, d, whole[k]);
+                free(matrix);
+            }
+            if (definite) {
+                const real value = plain_full(values[0] + i * d, whole[1], values[2] + i * d, whole[3], d);
+                check_gaussian_value(levels[l]->name, "full", FKL_VAR, &types[type], d, i, expected[i], (double)value,
+                                     1e-11 * (double)value + (double)d * 1e-17);
+            }
+            if (strcmp(levels[l]->name, "baseline") != 0 && seen)
+                check_gaussian_value(levels[l]->name, "full, another level", FKL_VAR, &types[type], d, i, expected[i],
+                                     first[i], 0.0);
+        }
+        if (strcmp(levels[l]->name, "baseline") != 0) {
+            memcpy(first, expected, sizeof first);
+            seen = 1;
+        }
+    }
+    free(result);
+    free(scratch);
+    for (int k = 0; k < 4; k++) {
+        free(values[k]);
+        free(whole[k]);
+    }
+}
+
 /* The functions of vmath.h over arrays of exactly their size; what they compute is for tests/test_vmath.py. */
 static void check_probe(const fkl_level *level)
 {
@@ -842,6 +992,13 @@ int main(void)
             for (int j = 0; j < COUNT(gaussian_types); j++, turn++)
                 for (int n_operands = 2; n_operands <= 4; n_operands += 2)
                     check_gaussians((enum fkl_scale)scale, n_operands, gaussian_types[j], lengths[i], levels, turn);
+    static const ptrdiff_t sizes[] = {1, 2, 3, 5, 8, 9, 16, 17, 32, 33, 40, 50};
+    for (int i = 0; i < COUNT(sizes); i++)
+        for (int j = 0; j < COUNT(gaussian_types); j++)
+            for (int shapes = 0; shapes < SHAPES; shapes++, turn++)
+                for (int scale = FKL_COVARIANCE; scale <= FKL_CHOLESKY; scale++)
+                    check_full((enum fkl_full_scale)scale, (enum shapes)shapes, gaussian_types[j], sizes[i], levels,
+                               turn);
     if (failed > FAILURES_SHOWN)
         printf("... and %ld more\n", failed - FAILURES_SHOWN);
     printf("%ld passed, %ld failed\n", passed, failed);

@@ -118,3 +118,5 @@ double fkl_careful_gaussian_row(const fkl_rows *operands, const fkl_problem *pro
     const double sum = sum_terms(operands, problem, 0);
     return isinf(sum) ? 2.0 * sum_terms(operands, problem, -2) : 0.5 * sum; /* half of it may be in range */
 }
+
+double fkl_careful_spread(double s, double t) { return ratio_term(s, t, 1, 0); }

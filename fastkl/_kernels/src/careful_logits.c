@@ -62,6 +62,13 @@ static double exponential(const struct rows *r, struct pair x)
 
 static double in_nats(const struct rows *r, struct pair x) { return x.high / r->temperature + x.low / r->temperature; }
 
+void fkl_octaves_per_logit(double temperature, double *high, double *low)
+{
+    const double log2_e = 0x1.71547652b82fep+0, log2_e_low = 0x1.777d0ffda0d24p-56;
+    *high = log2_e / temperature;
+    *low = (fma(-*high, temperature, log2_e) + log2_e_low) / temperature;
+}
+
 /* The first look: units, maxima, what is wrong. */
 static void judge(struct rows *r)
 {
@@ -86,8 +93,7 @@ static void judge(struct rows *r)
     }
     /* A temperature that leaves its inverse no room: what does not cancel in these differences is beyond any range. */
     r->temperature *= r->unit;
-    r->c = 0x1.71547652b82fep+0 / r->temperature;
-    r->c_low = (fma(-r->c, r->temperature, 0x1.71547652b82fep+0) + 0x1.777d0ffda0d24p-56) / r->temperature;
+    fkl_octaves_per_logit(r->temperature, &r->c, &r->c_low);
     if (!isfinite(r->c)) {
         r->c = DBL_MAX;
         r->c_low = 0.0;

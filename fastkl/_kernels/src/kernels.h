@@ -13,7 +13,7 @@ enum fkl_type {
     FKL_TYPES
 };
 
-enum fkl_family { FKL_DISCRETE, FKL_GAUSSIAN, FKL_LOGITS, FKL_FAMILIES };
+enum fkl_family { FKL_DISCRETE, FKL_GAUSSIAN, FKL_GAUSSIAN_FULL, FKL_LOGITS, FKL_FAMILIES };
 
 /* The discrete family: operands p and q. */
 enum fkl_op {
@@ -26,6 +26,9 @@ enum fkl_op {
  * variance, as its root or as its logarithm. */
 enum fkl_gaussian_op { FKL_GAUSSIAN_KL };
 enum fkl_scale { FKL_VAR, FKL_STD, FKL_LOGVAR };
+
+/* The same with full covariances, whose scales are those or their lower Cholesky factors. */
+enum fkl_full_scale { FKL_COVARIANCE, FKL_CHOLESKY };
 
 /* The logits family: operands p and q, and behind them, for an operation with gradients, arrays that it writes: those
  * with respect to the logits of p and of q, or of q alone, times `parameter`. */
@@ -53,15 +56,23 @@ typedef struct {
     int swapped; /* the bytes of an element are in the other order than this machine's */
 } fkl_rows;
 
+/* What an operand of full Gaussians is besides its rows: of a matrix these are the first lines. */
+typedef struct {
+    int whole;             /* a matrix; else a mean, or a scale that is a diagonal */
+    ptrdiff_t line_stride; /* from one line of the matrix to the next */
+    double asymmetry;      /* elements (i, j) and (j, i) of a covariance differ by at most so many sqrt(S_ii S_jj) */
+} fkl_matrix;
+
 typedef struct {
     ptrdiff_t length;        /* K */
     int operands;            /* how many there are */
-    int scale;               /* enum fkl_scale */
+    int scale;               /* enum fkl_scale, or enum fkl_full_scale */
     int normalize;           /* divide each row by its sum? */
     double log_base;         /* results in nats are divided by this */
     double parameter;        /* the weight of JS, the order alpha of Renyi, the factor of gradients */
     double temperature;      /* of logits */
     const double *positions; /* K ascending positions for Wasserstein, or NULL for 0, 1, 2, ... */
+    const fkl_matrix *matrices; /* of full Gaussians, one for each operand */
 } fkl_problem;
 
 /* result[i] of an operation for n_rows rows of each operand, held as row_type while they are worked on. scratch:
@@ -96,12 +107,26 @@ static inline ptrdiff_t fkl_packed_rows(ptrdiff_t length)
 /* That of the Gaussian family: a tile for each operand. */
 #define FKL_GAUSSIAN_TILE 8192 /* elements, counted as doubles */
 
+/* That of full Gaussians of up to FKL_LANES_MOST components: the matrices of eight pairs, those of q, as many elements
+ * that are converted, and 16 lines. With more, the two factors in panels of 8 rows, two panels of full length, and 8
+ * lines. */
+#define FKL_LANES_MOST 32
+static inline ptrdiff_t fkl_full_panels(ptrdiff_t length) { return (length + 7) / 8; }
+static inline ptrdiff_t fkl_full_scratch(ptrdiff_t length)
+{
+    const ptrdiff_t panels = fkl_full_panels(length);
+    return length <= FKL_LANES_MOST ? 64 * (3 * length * length + 16 * length)
+                                    : 64 * (8 * panels * (panels + 1) + 24 * panels);
+}
+
 /* That of the logits family: a tile of rows of each operand, or of up to FKL_LOGITS_CHUNK elements of each row. */
 #define FKL_LOGITS_TILE 131072 /* bytes, of each operand */
 #define FKL_LOGITS_CHUNK 4096
 
 static inline size_t fkl_scratch_bytes(enum fkl_family family, ptrdiff_t length)
 {
+    if (family == FKL_GAUSSIAN_FULL)
+        return (size_t)fkl_full_scratch(length);
     if (family == FKL_GAUSSIAN)
         return FKL_MOST_OPERANDS * 8 * FKL_GAUSSIAN_TILE;
     if (family == FKL_LOGITS)
@@ -130,6 +155,9 @@ int fkl_level_usable(const char *name);
  * sums beyond the largest float, negative zeros), and the judge of what is a valid row. Any layout, slow, exact. */
 double fkl_careful_row(int op, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem);
 double fkl_careful_gaussian_row(const fkl_rows *operands, const fkl_problem *problem);
+/* r^2 - 1 - log r^2 for r = s/t, positive s and t. */
+double fkl_careful_spread(double s, double t);
+void fkl_octaves_per_logit(double temperature, double *high, double *low); /* log2(e)/T */
 double fkl_careful_logits_row(int op, const fkl_rows *operands, const fkl_problem *problem);
 
 #endif

@@ -1,6 +1,7 @@
 /* level.inl.h: all families' kernels and the table of one level; the including file defines FKL_LEVEL. */
 #include "discrete.inl.h"
 #include "gaussian.inl.h"
+#include "gaussian_full.inl.h"
 #include "logits.inl.h"
 #include "probe.inl.h"
 
@@ -12,6 +13,7 @@
 extern const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL);
 const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL) = {
     FKL_TEXT(FKL_LEVEL),
-    {[FKL_DISCRETE] = discrete_block, [FKL_GAUSSIAN] = gaussian_block, [FKL_LOGITS] = logits_block},
+    {[FKL_DISCRETE] = discrete_block, [FKL_GAUSSIAN] = gaussian_block, [FKL_GAUSSIAN_FULL] = gaussian_full_block,
+     [FKL_LOGITS] = logits_block},
     probe,
 };

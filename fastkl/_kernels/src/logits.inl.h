@@ -92,8 +92,8 @@ FKL_INLINE unsigned kl_of_sums(const double weight[LANES], const double moment[L
 }
 
 /* KL of up to eight rows from their sums. */
-FKL_INLINE void finish_kl_rows(const struct row_state *row, int n, const int in_float, const fkl_rows *operands,
-                               ptrdiff_t first, const fkl_problem *problem, double *result)
+static FKL_NOINLINE void finish_kl_rows(const struct row_state *row, int n, int in_float, const fkl_rows *operands,
+                                        ptrdiff_t first, const fkl_problem *problem, double *result)
 {
     double weight[LANES], moment[LANES], excess[LANES], kl[LANES];
     for (int j = 0; j < LANES; j++) {
@@ -114,14 +114,14 @@ FKL_INLINE void finish_kl_rows(const struct row_state *row, int n, const int in_
     }
 }
 
-FKL_INLINE double finish_top(const struct top_row top[2])
+static FKL_NOINLINE double finish_top(const struct top_row top[2])
 {
     const int bad = top[0].bad || top[1].bad || top[0].top == -INFINITY || top[1].top == -INFINITY;
     return bad ? NAN : top[0].at == top[1].at;
 }
 
-FKL_INLINE double finish_entropy(const struct entropy_row *row, int op, const fkl_rows *operands, ptrdiff_t i,
-                                 const fkl_problem *problem)
+static FKL_NOINLINE double finish_entropy(const struct entropy_row *row, int op, const fkl_rows *operands, ptrdiff_t i,
+                                          const fkl_problem *problem)
 {
     double others[VD];
     if (row->bad || (!row->lost && (row->weight == 0.0 || row->ties == 0.0)))
@@ -135,12 +135,14 @@ FKL_INLINE double finish_entropy(const struct entropy_row *row, int op, const fk
     return entropy <= DBL_MAX ? entropy : careful_logits(op, operands, i, problem);
 }
 
-FKL_INLINE double finish_pair(int op, double total, double kl, const fkl_problem *problem)
+static FKL_NOINLINE double finish_pair(int op, double total, double kl, const fkl_problem *problem)
 {
     if (op != FKL_LOGITS_JS && op != FKL_LOGITS_JS_DISTANCE)
         return kl;
     total = (total > 0.0 ? total : 0.0) / problem->log_base;
-    return op == FKL_LOGITS_JS ? total : sqrt(total);
+    double root[VD];
+    vd_store(root, vd_sqrt(vd_set(total)));
+    return op == FKL_LOGITS_JS ? total : root[0];
 }
 
 /* ---- short rows, one in each lane ------------------------------------------------------------------------------ */

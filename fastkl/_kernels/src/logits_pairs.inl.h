@@ -20,7 +20,7 @@ struct pair_sums {
 };
 
 /* 0 where they don't say it well enough. */
-FKL_INLINE int pair_of_sums(const struct logit_row *row, struct pair_sums *sums)
+static FKL_NOINLINE int pair_of_sums(const struct logit_row *row, struct pair_sums *sums)
 {
     const double p = row->weight + row->alone, more = row->excess - row->moment / row->temperature;
     const double q = row->weight + more, rest = (more - row->alone) / p;
@@ -146,7 +146,7 @@ struct entropy_row {
 /* e^((z + low)/T) for z <= 0 that is a difference of logits. */
 FKL_INLINE vd decay(vd z, vd low, const struct vreference *v)
 {
-    vd shifted, bounded = vd_max(z, vd_set(-DEPTH) / v->c), r = fraction_of(bounded, vd_set(FKL_MAGIC), v, &shifted);
+    vd shifted, bounded = vd_max(z, v->decayed), r = fraction_of(bounded, vd_set(FKL_MAGIC), v, &shifted);
     r += low * (v->c * vd_set(FKL_LN2));
     const vd w = vd_exp_at(vi_double(vd_bits(shifted) << 52), r);
     return vd_select(vd_eq(bounded, z), w, vd_set(0.0));
@@ -172,7 +172,7 @@ FKL_INLINE double top_of_chunk(const enum fkl_type type, const char *at, ptrdiff
 }
 
 /* What the move of the top makes of what has been summed. */
-FKL_INLINE void raise_top(struct entropy_row *row, double top, const int same)
+static FKL_NOINLINE void raise_top(struct entropy_row *row, double top, int same)
 {
     const double old = row->ref.delta, by = top - old;
     row->ref.delta = top;
@@ -204,9 +204,9 @@ FKL_INLINE void extend_entropy(struct entropy_row *row, const enum fkl_type type
     }
     if (q_top > row->ref.delta)
         raise_top(row, q_top, same);
-    const double shift = nearbyint(p_top * row->ref.c);
+    const double shift = nearest(p_top * row->ref.c);
     if (p_top > -INFINITY && (row->weight == 0.0 || shift > row->ref.shift + 200.0)) {
-        const double by = row->ref.shift - shift, factor = ldexp(1.0, by < -2000.0 ? -2000 : (int)by);
+        const double by = row->ref.shift - shift, factor = power_of_two(by);
         if (row->weight > 0.0 && !same) {
             row->weight *= factor;
             row->moment *= factor;

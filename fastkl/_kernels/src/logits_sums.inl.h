@@ -59,7 +59,7 @@ struct chunk_sums {
 
 /* The numbers of a reference in registers. */
 struct vreference {
-    vd c, c_low, delta, delta_low, magic, least, most, reach;
+    vd c, c_low, delta, delta_low, magic, least, most, reach, decayed;
 };
 
 FKL_INLINE struct vreference vreference(const struct reference *ref)
@@ -67,7 +67,7 @@ FKL_INLINE struct vreference vreference(const struct reference *ref)
     return (struct vreference){
         vd_set(ref->c), vd_set(ref->c_low), vd_set(ref->delta), vd_set(ref->delta_low),
         vd_set(FKL_MAGIC - ref->shift), vd_set((ref->shift - DEPTH) * ref->octave),
-        vd_set((ref->shift + HEIGHT) * ref->octave), vd_set(REACH * ref->octave),
+        vd_set((ref->shift + HEIGHT) * ref->octave), vd_set(REACH * ref->octave), vd_set(-DEPTH * ref->octave),
     };
 }
 
@@ -115,15 +115,31 @@ FKL_INLINE vd weight_far(vd z, const struct reference *ref, const struct vrefere
     return scale(vd_exp_at(vd_set(1.0), r), vd_max(vd_set(-2000.0), vd_min(vd_set(2000.0), shifted - vd_set(FKL_MAGIC))));
 }
 
+/* The nearest integer, for |x| < 2^51; far beyond, x. */
+FKL_INLINE double nearest(double x)
+{
+    const double sum = x + 0x1.8p52;
+    return fabs(x) < 0x1p51 ? sum - 0x1.8p52 : x;
+}
+
 /* w e^-x = 2^(b c - (shift - delta c)) from the logit of q alone, whatever that of p. */
 FKL_INLINE vd q_weight(vd b, const struct reference *ref)
 {
-    const double octaves = nearbyint(ref->delta * ref->c);
-    const double rest = fma(ref->delta, ref->c, -octaves) + (ref->delta * ref->c_low + ref->delta_low * ref->c);
+    const double octaves = nearest(ref->delta * ref->c), low = ref->delta * ref->c_low + ref->delta_low * ref->c;
+    const vd rest = vd_fma(vd_set(ref->delta), vd_set(ref->c), vd_set(-octaves)) + vd_set(low);
     struct reference q_ref = *ref;
     q_ref.shift -= octaves;
     const struct vreference v = vreference(&q_ref);
-    return weight_far(b, &q_ref, &v) * vd_exp_at(vd_set(1.0), vd_set(rest * FKL_LN2));
+    return weight_far(b, &q_ref, &v) * vd_exp_at(vd_set(1.0), rest * vd_set(FKL_LN2));
+}
+
+/* 2^k, 0 and infinity beyond the range of normal numbers. */
+FKL_INLINE double power_of_two(double k)
+{
+    const uint64_t bits = k < -1022.0 ? 0 : (uint64_t)(int64_t)((k > 1023.0 ? 1024.0 : k) + 1023.0) << 52;
+    double power;
+    memcpy(&power, &bits, 8);
+    return power;
 }
 
 /* The terms of up to 2 LANES elements of any kind. Where e^-x is far from 1, w E(-x) = v - w + w x, v being w e^-x: the
@@ -377,13 +393,11 @@ struct logit_row {
 
 FKL_INLINE void open_row(struct logit_row *row, double temperature)
 {
-    static const double log2_e = 0x1.71547652b82fep+0, log2_e_low = 0x1.777d0ffda0d24p-56;
     memset(row, 0, sizeof *row);
     row->temperature = temperature;
     row->per_temperature = 1.0 / temperature;
     row->ref.octave = temperature * FKL_LN2;
-    row->ref.c = log2_e / temperature;
-    row->ref.c_low = (fma(-row->ref.c, temperature, log2_e) + log2_e_low) / temperature;
+    fkl_octaves_per_logit(temperature, &row->ref.c, &row->ref.c_low);
     row->lost = !(0x1p-400 <= temperature && temperature <= 0x1p400);
 }
 
@@ -429,7 +443,7 @@ FKL_INLINE int look_ahead(const enum fkl_type type, const char *a, const char *b
         for (int k = 1; k < VD; k++)
             *most = lanes[k] > *most ? lanes[k] : *most;
     }
-    *mean = vd_add_lanes(difference) / (2 * LANES);
+    *mean = vd_add_lanes(difference) * (1.0 / (2 * LANES));
     return fabs(*mean) <= 0x1p900;
 }
 
@@ -455,7 +469,7 @@ FKL_INLINE void guess(struct logit_row *row, const enum fkl_type type, const cha
         if (most == -INFINITY) /* q's weights are taken from the same */
             most = other;
     }
-    row->ref.shift = nearbyint(most * row->ref.c);
+    row->ref.shift = nearest(most * row->ref.c);
     set_delta(&row->ref, isfinite(difference) ? difference : 0.0, 0.0, in_float);
     if (!isfinite(row->ref.shift)) /* NaN or an infinity is there */
         row->ref.shift = 0.0;
@@ -473,8 +487,8 @@ static FKL_NOINLINE int lift(struct logit_row *row, enum fkl_type type, const ch
     }
     if (most == -INFINITY)
         return 0;
-    const double shift = nearbyint(most * row->ref.c), by = row->ref.shift - shift;
-    const double factor = ldexp(1.0, by < -2000.0 ? -2000 : by > 2000.0 ? 2000 : (int)by);
+    const double shift = nearest(most * row->ref.c), by = row->ref.shift - shift;
+    const double factor = power_of_two(by);
     row->weight *= factor;
     row->moment *= factor;
     row->excess *= factor;
