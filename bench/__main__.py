@@ -16,6 +16,7 @@ from bench import (
     gaussian,
     gaussian_full,
     layouts,
+    logits,
     machine,
     memory,
     overhead,
@@ -40,6 +41,9 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[report.Figure]]] = {
     "accuracy": accuracy.measure,
     "gaussian": gaussian.measure,
     "gaussian peers": gaussian.measure_peers,
+    "logits": logits.measure,
+    "logits peers": logits.measure_peers,
+    "logits errors": logits.measure_errors,
     "gaussian full": gaussian_full.measure,
 }
 

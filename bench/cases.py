@@ -72,6 +72,11 @@ CONTRACT: dict[str, dict[str, Target]] = {
         "var, rows, float64": _bandwidth(0.90, 0.75),
         "logvar, N(0, I), float32": _bandwidth(0.90, 0.75),
     },
+    "logits": {
+        **{f"KL float32, K={length}": _bandwidth(0.60, 0.40) for length in (32_768, 151_936)},
+        **{f"KL {dtype}, K=32768": _bandwidth(0.40, 0.25) for dtype in ("float16", "bfloat16")},
+    },
+    "logits peers": {"PyTorch log_softmax, kl_div": Target(AT_LEAST, 10)},
     "accuracy": {
         f"{title} {dtype}": Target(AT_MOST, 8 if dtype == "float64" else 4)
         for title in (

@@ -1,4 +1,4 @@
-"""Exact values of the discrete family by ball arithmetic (python-flint), and errors in ulp.
+"""Exact values of the discrete family, and of KL from logits, by ball arithmetic (python-flint), and errors in ulp.
 
 Floats are taken as the rational numbers they are. Every formula below is the textbook one: precision is raised until
 the ball is narrow, so cancellation needs no care here. Independent of the package and of its tests.
@@ -68,6 +68,15 @@ def exact_value(function: str, p: Sequence[float], q: Sequence[float], normalize
     if missing and function in _INFINITE_WHERE_Q_IS_ZERO:
         return math.inf
     return _narrow(lambda x, y: FORMULAE[function](x, y), p, q, normalize)
+
+
+def kl_from_logits(p: Sequence[float], q: Sequence[float]) -> float:
+    """The divergence of the softmaxes of two rows of finite logits."""
+
+    def formula(x: list[arb], y: list[arb]) -> arb:
+        return _kl(*(_divided_by_sum([logit.exp() for logit in row]) for row in (x, y)))
+
+    return float(_narrow(formula, *([float(x) for x in row] for row in (p, q)), False))
 
 
 def scale_unnormalised(p: Sequence[float], q: Sequence[float]) -> float:

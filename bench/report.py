@@ -23,6 +23,9 @@ SECTIONS = {
     "accuracy": "Accuracy: worst error against the exact value",
     "gaussian": "Gaussians: input bytes per second over those of `numpy.dot`, same bytes, same threads",
     "gaussian peers": "Gaussians: the time of the usual lines over that of fastkl's default call, all threads",
+    "logits": "Logits: input bytes per second over those of `numpy.dot`, same bytes, same threads",
+    "logits peers": "Logits: the time of others over that of fastkl's default call, all threads",
+    "logits errors": "Logits: worst error of KL against the exact value, ulp of float32",
     "gaussian full": "Full covariances: the time of the usual lines over that of fastkl's default call, all threads",
 }
 
@@ -234,6 +237,9 @@ def readme_parts(machine: dict, settings: dict, records: Sequence[dict]) -> dict
         _pivot(records, "gaussian", _level_and_threads, "kernel", lambda r: f"{r['case']}, {r['variant']}"),
         "How many times as long the usual lines take for these, K=128:",
         _pivot(records, "gaussian peers", lambda r: r["case"], "kernel", lambda r: r["variant"]),
+        "The same for logits, and how many times as long others take for these:",
+        _pivot(records, "logits", _level_and_threads, "kernel"),
+        _pivot(records, "logits peers", lambda r: r["case"], "kernel", lambda r: r["variant"]),
         "How many times as long others take for full covariances:",
         _pivot(records, "gaussian full", lambda r: r["detail"]["peer"], "pairs", lambda r: r["variant"]),
         "Time per element over that at K=128, worst of all levels and thread counts:",
@@ -254,6 +260,8 @@ def readme_parts(machine: dict, settings: dict, records: Sequence[dict]) -> dict
                lambda r: r["case"].rsplit(" ", 1)[0]),
         "The same of others, in ulp of the input type (*wrong*: infinity, NaN or 0 in place of a number, or for it):",
         _pivot(records, "errors", lambda r: r["variant"], "function, peer"),
+        "KL from float32 logits, q's being p's with more and less noise, in ulp of float32:",
+        _pivot(records, "logits errors", lambda r: r["variant"], "peer"),
     ]
     return {"speed": "\n\n".join(speed), "accuracy": "\n\n".join(accuracy)}
 
