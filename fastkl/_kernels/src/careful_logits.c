@@ -179,7 +179,7 @@ static struct element element(const struct rows *r, ptrdiff_t i)
     if (e.p > 0.0 && b > -INFINITY) {
         double power;
         const double x = in_nats(r, apart(r, a, b)), log_ratio = x + r->log_ratio;
-        if (fabs(log_ratio) < 1.0)
+        if (fabs(r->log_ratio) < 1.0 && fabs(log_ratio) < 1.0) /* else it is no better known than p and q */
             e.difference = -e.p * (vd_exp_excess(-log_ratio, &power) - log_ratio);
         e.beyond = x - r->mean;
     }
@@ -253,7 +253,7 @@ double fkl_careful_logits_row(int op, const fkl_rows *operands, const fkl_proble
         double by_p = NAN, by_q = NAN;
         if (!r.bad) {
             const struct element e = element(&r, i);
-            by_q = -factor * e.difference;
+            by_q = 0.0 - factor * e.difference; /* of equal rows 0, not -0 */
             by_p = r.outside ? NAN : e.p > 0.0 ? factor * e.p * e.beyond : 0.0;
         }
         if (gradients == 2)

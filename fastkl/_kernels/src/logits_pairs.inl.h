@@ -113,7 +113,7 @@ FKL_INLINE void gradients_of_chunk(const struct pair_sums *sums, const enum fkl_
             const struct couple x =
                 couple(load_logits(type, a, first + i, n), load_logits(type, b, first + i, n), sums, &v);
             vd_store(by[0] + i, vd_set(per_logit) * (x.p * (x.x - vd_set(sums->mean))));
-            vd_store(by[1] + i, vd_set(-per_logit) * x.difference);
+            vd_store(by[1] + i, vd_set(0.0) - vd_set(per_logit) * x.difference); /* of equal rows 0, not -0 */
         }
         for (int k = 0; k < n_outputs; k++) {
             char *at = (char *)outputs[k].data + row * outputs[k].row_stride + (start + first) * outputs[k].item_stride;
