@@ -224,7 +224,8 @@ def assert_gradients(module, gradients, p, q, *, factor=1.0, **options):
         assert gradient.shape == expected.shape
         is_float = gradient.dtype == np.float32
         bound = REFERENCE_BOUND if module is reference and not is_float else BOUND[is_float]
-        allowed = bound * float(np.finfo(gradient.dtype).eps) * np.expand_dims(size, axis) + float(SLACK[is_float]) / unit
+        eps, slack = float(np.finfo(gradient.dtype).eps), float(SLACK[is_float])
+        allowed = bound * eps * np.expand_dims(size, axis) + slack / abs(unit)
         np.testing.assert_array_equal(np.isnan(gradient), np.isnan(expected))
         error = np.abs(gradient.astype(np.float64) - expected * factor)
         worst = np.nanmax(error / (allowed * factor), initial=0.0)
