@@ -213,7 +213,9 @@ static double cross_entropy(const struct rows *r)
         else
             others = plus(others, exponential(r, minus(b, r->q_most)));
     }
-    return r->outside ? INFINITY : total.high + (total.low + vd_log1p(others.high + others.low));
+    if (r->outside || total.high > DBL_MAX) /* what a sum beyond the largest double has lost is NaN */
+        return INFINITY;
+    return total.high + (total.low + vd_log1p(others.high + others.low));
 }
 
 static void put(const fkl_rows *rows, ptrdiff_t i, double x)

@@ -489,6 +489,8 @@ static FKL_NOINLINE int lift(struct logit_row *row, enum fkl_type type, const ch
         return 0;
     const double shift = nearest(most * row->ref.c), by = row->ref.shift - shift;
     const double factor = power_of_two(by);
+    /* However little p weighs from here, q's weights are in the excess, and may be most of what q has. */
+    row->lost |= row->excess > 0.0 && row->excess * factor < 0x1p-900;
     row->weight *= factor;
     row->moment *= factor;
     row->excess *= factor;

@@ -198,7 +198,7 @@ FKL_INLINE vd vd_log1p(vd x)
     return vd_fma(k, vd_set(FKL_LN2), near);
 }
 
-/* x - log(1 + x) for x > -1 with 1 + x normal, as phi(1, 1 + x). */
+/* x - log(1 + x) for x > -1 with 1 + x normal, as phi(1, 1 + x); 7.5 ulp. */
 FKL_INLINE vd vd_less_log1p(vd x)
 {
     vd sum, low;
@@ -321,7 +321,7 @@ FKL_INLINE vf vf_excess(vf x)
     return vf_madd(power, (r * r) * c, vf_madd(apart, r, vf_less_octaves(apart, k)));
 }
 
-/* 2^f for |f| <= 0.502, but for a factor of 1 + 2^-24; 1 ulp of float. */
+/* 2^f for |f| <= 0.502; 3 ulp of float just below f = 0, where an ulp is least, 2 above. */
 FKL_INLINE vf vf_exp2_fraction(vf f)
 {
     vf c = vf_set(0x1.5c05d6p-10f);
@@ -333,7 +333,7 @@ FKL_INLINE vf vf_exp2_fraction(vf f)
 }
 
 /* E(x)/log 2 at x = (k + f) log 2, given 2^k, for |f| <= 0.502: 2^k E(f) + (2^k - 1) f + ((2^k - 1)/log 2 - k) in these
- * units; 4 ulp of float. */
+ * units, for |k| <= 115; 6.5 ulp of float (around f = -0.45 for k = 1; 4.5 ulp for k = 0, less for other k). */
 FKL_INLINE vf vf_excess2_at(vf k, vf power, vf f)
 {
     vf c = vf_set(0x1.d275fep-13f);
