@@ -138,7 +138,9 @@ static inline size_t fkl_scratch_bytes(enum fkl_family family, ptrdiff_t length)
 /* Functions of vmath.h by number, for the tests that measure their errors. */
 enum fkl_probe {
     FKL_PROBE_PHI, FKL_PROBE_LOG_RATIO, FKL_PROBE_LOG1P, FKL_PROBE_EXP, FKL_PROBE_EXP_EXCESS, FKL_PROBE_PHI_OVER,
-    FKL_PROBE_PHI_FLOAT, FKL_PROBE_EXCESS_FLOAT /* from here on of floats */
+    FKL_PROBE_LESS_LOG1P,
+    FKL_PROBE_PHI_FLOAT, FKL_PROBE_EXCESS_FLOAT, FKL_PROBE_EXP2_FRACTION_FLOAT, FKL_PROBE_EXCESS2_FLOAT, /* of floats */
+    FKL_PROBES
 };
 
 typedef struct {

@@ -2,6 +2,23 @@
 #include "vmath.h"
 #include "kernels.h"
 
+#if FKL_FLOAT_KERNELS
+static vf probe_float(int function, vf x, vf y)
+{
+    const vf magic = vf_set(FKL_MAGIC_FLOAT), shifted = x + magic, k = shifted - magic;
+    switch (function) {
+    case FKL_PROBE_PHI_FLOAT:
+        return vf_phi(x, y);
+    case FKL_PROBE_EXCESS_FLOAT:
+        return vf_excess(x);
+    case FKL_PROBE_EXP2_FRACTION_FLOAT:
+        return vf_exp2_fraction(x);
+    default: /* FKL_PROBE_EXCESS2_FLOAT, at x octaves */
+        return vf_excess2_at(k, vw_float(vf_bits(shifted) << 23), x - k);
+    }
+}
+#endif
+
 static void probe(int function, ptrdiff_t n, const double *a, const double *b, double *result)
 {
     for (ptrdiff_t i = 0; i + VD <= n; i += VD) {
@@ -25,6 +42,9 @@ static void probe(int function, ptrdiff_t n, const double *a, const double *b, d
         case FKL_PROBE_PHI_OVER:
             value = vd_phi_over(x, y, &other);
             break;
+        case FKL_PROBE_LESS_LOG1P:
+            value = vd_less_log1p(x);
+            break;
         default:
             value = vd_set(0.0);
             break;
@@ -36,7 +56,7 @@ static void probe(int function, ptrdiff_t n, const double *a, const double *b, d
         float x[VF], y[VF];
         for (int j = 0; j < VF; j++)
             x[j] = (float)a[i + j], y[j] = (float)b[i + j];
-        vf_store(x, function == FKL_PROBE_PHI_FLOAT ? vf_phi(vf_load(x), vf_load(y)) : vf_excess(vf_load(x)));
+        vf_store(x, probe_float(function, vf_load(x), vf_load(y)));
         for (int j = 0; j < VF; j++)
             result[i + j] = x[j];
     }

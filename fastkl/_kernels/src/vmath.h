@@ -198,7 +198,7 @@ FKL_INLINE vd vd_log1p(vd x)
     return vd_fma(k, vd_set(FKL_LN2), near);
 }
 
-/* x - log(1 + x) for x > -1 with 1 + x normal, as phi(1, 1 + x). */
+/* x - log(1 + x) for x > -1 with 1 + x normal, as phi(1, 1 + x); 7.5 ulp. */
 FKL_INLINE vd vd_less_log1p(vd x)
 {
     vd sum, low;
@@ -217,7 +217,7 @@ FKL_INLINE vd vd_less_octaves(vd x, vd k)
 #define FKL_MAGIC (6755399441055744.0 + 1023.0)
 #define FKL_MAGIC_FLOAT (12582912.0f + 127.0f)
 
-/* (e^r - 1 - r)/r^2 for |r| <= 0.36. */
+/* (e^r - 1 - r)/r^2; absolute error 2.5e-18 for |r| <= 0.347, and 1.4e-17 up to 0.36. */
 FKL_INLINE vd vd_excess_tail(vd r)
 {
     vd c = vd_set(0x1.1f8ba9a5630f0p-29);
@@ -236,8 +236,8 @@ FKL_INLINE vd vd_excess_tail(vd r)
 /* 2^k e^r, given 2^k; 1.5 ulp. */
 FKL_INLINE vd vd_exp_at(vd power, vd r) { return vd_madd(power, r + (r * r) * vd_excess_tail(r), power); }
 
-/* E(x) and e^x at x = k log 2 + r, given 2^k: E(x) = 2^k E(r) + (2^k - 1) r + (2^k - 1 - k log 2), of which the last two
- * are exactly 0 for k = 0. */
+/* E(x) and e^x at x = k log 2 + r, given 2^k, to what vd_exp_excess() states: E(x) = 2^k E(r) + (2^k - 1) r + (2^k - 1
+ * - k log 2), of which the last two are exactly 0 for k = 0. */
 FKL_INLINE vd vd_excess_at(vd k, vd power, vd r, vd *exponential)
 {
     vd excess = (r * r) * vd_excess_tail(r), apart = power - vd_set(1.0);
@@ -321,7 +321,7 @@ FKL_INLINE vf vf_excess(vf x)
     return vf_madd(power, (r * r) * c, vf_madd(apart, r, vf_less_octaves(apart, k)));
 }
 
-/* 2^f for |f| <= 0.502, but for a factor of 1 + 2^-24; 1 ulp of float. */
+/* 2^f for |f| <= 0.502; 3 ulp of float just below f = 0, where an ulp is least, 2 above. */
 FKL_INLINE vf vf_exp2_fraction(vf f)
 {
     vf c = vf_set(0x1.5c05d6p-10f);
@@ -333,7 +333,7 @@ FKL_INLINE vf vf_exp2_fraction(vf f)
 }
 
 /* E(x)/log 2 at x = (k + f) log 2, given 2^k, for |f| <= 0.502: 2^k E(f) + (2^k - 1) f + ((2^k - 1)/log 2 - k) in these
- * units; 4 ulp of float. */
+ * units, for |k| <= 115; 6.5 ulp of float (around f = -0.45 for k = 1; 4.5 ulp for k = 0, less for other k). */
 FKL_INLINE vf vf_excess2_at(vf k, vf power, vf f)
 {
     vf c = vf_set(0x1.d275fep-13f);
