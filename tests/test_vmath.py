@@ -26,7 +26,7 @@ BOUNDS = {
     "log1p": (2, "vd_log1p", 3),
     "exp": (3, "vd_exp_excess", 1.5),
     "exp_excess": (4, "vd_exp_excess", 5),
-    "phi_over": (5, "vd_phi_over", 7.5),
+    "phi_over": (5, "vd_phi_over", 9),
     "less_log1p": (6, "vd_less_log1p", 7.5),
     "phi_float": (7, "vf_phi", 5),
     "excess_float": (8, "vf_excess", 3),

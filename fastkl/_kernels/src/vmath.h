@@ -102,7 +102,7 @@ FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
  * opposite signs, and both must be right to more than the result is. */
 FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
 
-/* phi(p, q)/p and 1/p with one division for the two, for p and q in [2^-450, 2^450]; 7.5 ulp. */
+/* phi(p, q)/p and 1/p with one division for the two, for p and q in [2^-450, 2^450]; 9 ulp. */
 FKL_INLINE vd vd_phi_over(vd p, vd q, vd *inverse)
 {
     vd q2, k = vd_octaves(p, q, &q2);
