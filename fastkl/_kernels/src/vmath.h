@@ -98,7 +98,7 @@ FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
     return (struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, low, k, q - q2)};
 }
 
-/* phi(p, q) for p and q in [2^-1021, 2^980]; 6 ulp. Next to the seam of the octaves (p = 1.5 q) the two brackets have
+/* phi(p, q) for p and q in [2^-1021, 2^980]; 6.5 ulp. Next to the seam of the octaves (p = 1.5 q) the two brackets have
  * opposite signs, and both must be right to more than the result is. */
 FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
 
