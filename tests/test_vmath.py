@@ -21,16 +21,19 @@ VMATH = pathlib.Path(__file__).parents[1] / "fastkl" / "_kernels" / "src" / "vma
 # By function: its number in enum fkl_probe, the C function behind it, and the ulps stated beside that one's definition
 # (for e^x and its excess, which one function computes, in the order of the comment).
 BOUNDS = {
-    "phi": (0, "vd_phi", 6),
+    "phi": (0, "vd_phi", 6.5),
     "log_ratio": (1, "vd_log_ratio", 3),
     "log1p": (2, "vd_log1p", 3),
     "exp": (3, "vd_exp_excess", 1.5),
     "exp_excess": (4, "vd_exp_excess", 5),
-    "phi_over": (5, "vd_phi_over", 7.5),
-    "phi_float": (6, "vf_phi", 5),
-    "excess_float": (7, "vf_excess", 3),
+    "phi_over": (5, "vd_phi_over", 9),
+    "less_log1p": (6, "vd_less_log1p", 7.5),
+    "phi_float": (7, "vf_phi", 5),
+    "excess_float": (8, "vf_excess", 3),
+    "exp2_fraction_float": (9, "vf_exp2_fraction", 3),
+    "excess2_float": (10, "vf_excess2_at", 6.5),
 }
-FLOATS = ("phi_float", "excess_float")
+FLOATS = ("phi_float", "excess_float", "exp2_fraction_float", "excess2_float")
 # The second statement about the excess: inside the first interval it does not cancel.
 EXCESS_INSIDE = (0.34, 3)
 
@@ -92,11 +95,26 @@ def arguments(name):
         a, b = pairs(rng, -450, 450, np.float64)
     elif name == "phi_float":
         a, b = pairs(rng, -125, 118, np.float32)
+    elif name in ("exp2_fraction_float", "excess2_float"):
+        reach = 0.502 if name == "exp2_fraction_float" else 115
+        halves = np.arange(-115, 115) + 0.5  # where k steps
+        a = np.concatenate([
+            rng.uniform(-reach, reach, 16000),
+            rng.uniform(-0.502, 0.502, 16000),
+            rng.choice([-1, 1], 8000) * by_exponent(rng, -60, 0, 8000),
+            rng.choice(halves, 8000) * (1 + rng.choice([-1, 1], 8000) * by_exponent(rng, -24, -4, 8000)),
+            halves,
+            [0.0, reach, -reach],
+        ])  # fmt: skip
+        a = a.astype(np.float32).astype(np.float64)
+        a = a[np.abs(a) <= reach]
+        b = np.ones_like(a)
     else:
         signs = rng.choice([-1.0, 1.0], 8000)
-        if name == "log1p":
+        if name in ("log1p", "less_log1p"):
+            smallest = -1000 if name == "log1p" else -500  # x - log(1 + x) is about x^2/2
             a = np.concatenate([
-                signs * by_exponent(rng, -1000, -1, 8000),
+                signs * by_exponent(rng, smallest, -1, 8000),
                 by_exponent(rng, -60, 1000, 6000),
                 -1 + by_exponent(rng, -53, 0, 6000),  # down to the neighbour of -1
                 rng.uniform(-0.5, 1.0, 8000),
@@ -118,7 +136,7 @@ def arguments(name):
             if name == "excess_float":
                 a = a[np.abs(a) >= 2.0**-60].astype(np.float32).astype(np.float64)
         b = np.ones_like(a)
-    if name == "log1p":
+    if name in ("log1p", "less_log1p"):
         a = a[a > -1]
         b = np.ones_like(a)
     spare = -len(a) % 16
@@ -139,6 +157,12 @@ def exact_value(name, a, b):
         return (x / y).log()
     if name == "log1p":
         return (1 + x).log()
+    if name == "less_log1p":
+        return x - (1 + x).log()
+    if name == "exp2_fraction_float":
+        return (x * arb.const_log2()).exp()
+    if name == "excess2_float":
+        return ((x * arb.const_log2()).exp() - 1) / arb.const_log2() - x
     return x.exp() if name == "exp" else x.exp() - 1 - x
 
 

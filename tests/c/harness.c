@@ -933,10 +933,377 @@ static void check_full(enum fkl_full_scale scale, enum shapes shapes, enum fkl_t
     }
 }
 
+/* ---- logits --------------------------------------------------------------------------------------------------------- */
+
+static const struct task logits_tasks[] = {
+    {FKL_LOGITS_KL, 0.0, "kl"},
+    {FKL_LOGITS_REVERSE_KL, 0.0, "reverse_kl"},
+    {FKL_LOGITS_JS, 0.5, "js(0.5)"},
+    {FKL_LOGITS_JS, 0.3, "js(0.3)"},
+    {FKL_LOGITS_JS_DISTANCE, 0.9, "js_distance(0.9)"},
+    {FKL_LOGITS_CROSS_ENTROPY, 0.0, "cross_entropy"},
+    {FKL_LOGITS_ENTROPY, 0.0, "entropy"},
+    {FKL_LOGITS_TOP1_AGREEMENT, 0.0, "top1_agreement"},
+    {FKL_LOGITS_KL_GRAD, 1.5, "kl_grad"}, /* the gradients from here on */
+    {FKL_LOGITS_KL_GRAD_Q, -0.75, "kl_grad_q"},
+};
+#define FIRST_GRADIENT 8
+
+enum logits_kind {
+    MODERATE, SAME, CLOSE, SHIFTED, P_MASKED, Q_MASKED, BOTH_MASKED, APART, FAR_APART, RISING, ENDS, ODD_NUMBER,
+    NOTHING, LOGITS_KINDS
+};
+static const char *const logits_kind_names[LOGITS_KINDS] = {
+    "moderate", "same", "close", "shifted", "p masked", "q masked", "both masked", "apart", "far apart", "rising",
+    "ends of the range", "NaN or +inf", "nothing"
+};
+
+/* One pair of rows, as numbers that the types have. */
+static void fill_logits(enum logits_kind kind, int turn, const struct type *p_type, const struct type *q_type,
+                        ptrdiff_t n, double *p, double *q)
+{
+    const double most = fmin(p_type->most, q_type->most), shift = 100.0 * uniform();
+    const ptrdiff_t at = (ptrdiff_t)(random_bits() % (uint64_t)n);
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const double width = kind == APART ? 100.0 : kind == FAR_APART ? 3e4 : kind == ENDS ? 0.9 * most : 6.0;
+        const int masked = j != at && random_bits() % 3 == 0;
+        p[j] = rounded(p_type, width * (2.0 * uniform() - 1.0) + (kind == RISING ? 0.3 * (double)j : 0.0));
+        q[j] = kind == SAME      ? p[j]
+               : kind == CLOSE   ? p[j] + 1e-2 * uniform()
+               : kind == SHIFTED ? p[j] + shift + uniform()
+                                 : width * (2.0 * uniform() - 1.0);
+        if (kind == NOTHING || (masked && (kind == P_MASKED || kind == BOTH_MASKED)))
+            p[j] = kind == NOTHING && turn % 2 ? p[j] : -INFINITY;
+        if (kind == NOTHING || (masked && (kind == Q_MASKED || kind == BOTH_MASKED)))
+            q[j] = kind == NOTHING && turn % 2 == 0 ? q[j] : -INFINITY;
+        q[j] = rounded(q_type, q[j]);
+    }
+    if (kind == ODD_NUMBER)
+        (turn % 2 ? q : p)[at] = turn % 4 < 2 ? (double)NAN : (double)INFINITY;
+}
+
+/* A batch of rows, and how they are to be worked on. */
+struct logits_batch {
+    enum fkl_type p_type, q_type, row_type;
+    ptrdiff_t n, n_rows;
+    const enum logits_kind *kinds;
+    const double *p, *q;
+    double temperature;
+    void *scratch;
+};
+
+static fkl_problem logits_problem(const struct logits_batch *b, const struct task *task)
+{
+    const int gradients = task->op == FKL_LOGITS_KL_GRAD ? 2 : task->op == FKL_LOGITS_KL_GRAD_Q;
+    return (fkl_problem){.length = b->n, .operands = 2 + gradients, .normalize = 1, .parameter = task->parameter,
+                         .log_base = b->n % 2 ? 0.69314718055994531 : 1.0, .temperature = b->temperature};
+}
+
+/* What a task gives: a result for each row, and the gradients one after the other. */
+static ptrdiff_t logits_results(const struct logits_batch *b) { return b->n_rows * (1 + 2 * b->n); }
+
+static void run_logits(const struct logits_batch *b, const fkl_level *level, const struct task *task,
+                       const fkl_rows *p, const fkl_rows *q, enum fkl_type output, enum layout layout, double *results)
+{
+    const fkl_problem problem = logits_problem(b, task);
+    const ptrdiff_t count = b->n_rows * b->n;
+    double *result = allocate((size_t)b->n_rows * sizeof(double)), *unset = allocate((size_t)count * sizeof(double));
+    fkl_rows operands[FKL_MOST_OPERANDS] = {*p, *q};
+    struct operand outputs[2] = {{{0}, NULL}};
+    for (ptrdiff_t i = 0; i < count; i++)
+        unset[i] = 1e30;
+    for (int k = 0; k < problem.operands - 2; k++) {
+        outputs[k] = place(output, unset, b->n_rows, b->n, layout == SWAPPED ? CONTIGUOUS : layout);
+        operands[2 + k] = outputs[k].rows;
+    }
+    level->kernels[FKL_LOGITS](task->op, b->row_type, operands, b->n_rows, &problem, result, b->scratch);
+    memcpy(results, result, (size_t)b->n_rows * sizeof(double));
+    for (int k = 0; k < problem.operands - 2; k++) {
+        const fkl_rows *from = &outputs[k].rows;
+        for (ptrdiff_t i = 0; i < count; i++) {
+            const char *at = from->data + i / b->n * from->row_stride + i % b->n * from->item_stride;
+            float narrow;
+            memcpy(&narrow, at, sizeof narrow);
+            results[b->n_rows + k * count + i] = narrow;
+            if (output == FKL_F64)
+                memcpy(&results[b->n_rows + k * count + i], at, sizeof *results);
+        }
+        free(outputs[k].memory);
+    }
+    free(unset);
+    free(result);
+}
+
+static void report_logits(const struct logits_batch *b, const char *level, const char *how, const struct task *task,
+                          ptrdiff_t row, ptrdiff_t element, double got, real want)
+{
+    if (++failed > FAILURES_SHOWN)
+        return;
+    printf("%s, %s, logits, %s, K=%td, T=%g, %s and %s as %s, row %td of %td (%s), ", level, how, task->name, b->n,
+           b->temperature, types[b->p_type].name, types[b->q_type].name, types[b->row_type].name, row, b->n_rows,
+           logits_kind_names[b->kinds[row]]);
+    if (element >= 0)
+        printf("gradient %td: ", element);
+    printf("%.17g instead of %.20Lg\n", got, want);
+}
+
+/* Has a task given the bits of `expected`, in which there may be more rows, of which these begin at `first`? */
+static void compare_logits(const struct logits_batch *b, const char *level, const char *how, const struct task *task,
+                           const double *results, const double *expected, ptrdiff_t first, ptrdiff_t expected_rows)
+{
+    const int gradients = logits_problem(b, task).operands - 2;
+    for (ptrdiff_t i = 0; i < b->n_rows; i++) {
+        if (same_bits(results[i], expected[first + i]))
+            passed++;
+        else
+            report_logits(b, level, how, task, i, -1, results[i], expected[first + i]);
+        for (ptrdiff_t j = 0, different = 0; j < gradients * b->n && !different; j++) {
+            const ptrdiff_t k = j / b->n, element = j % b->n;
+            const double got = results[b->n_rows * (1 + k * b->n) + i * b->n + element];
+            const double want = expected[expected_rows * (1 + k * b->n) + (first + i) * b->n + element];
+            different = !same_bits(got, want);
+            if (different)
+                report_logits(b, level, how, task, i, j, got, want);
+        }
+    }
+}
+
+/* The plain evaluation: of a row of logits its validity and, of each element, the probability and its logarithm. */
+static int plain_softmax(const double *logits, ptrdiff_t n, double temperature, real *share, real *logarithm)
+{
+    real most = -INFINITY, sum = 0.0L;
+    int valid = 1;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        valid &= logits[j] < INFINITY;
+        most = logits[j] > most ? (real)logits[j] : most;
+    }
+    if (!valid || most == -INFINITY)
+        return 0;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        logarithm[j] = ((real)logits[j] - most) / temperature;
+        share[j] = expl(logarithm[j]);
+        sum += share[j];
+    }
+    for (ptrdiff_t j = 0; j < n; j++) {
+        share[j] /= sum;
+        logarithm[j] -= logl(sum);
+    }
+    return 1;
+}
+
+static ptrdiff_t highest(const double *logits, ptrdiff_t n)
+{
+    ptrdiff_t at = 0;
+    for (ptrdiff_t j = 1; j < n; j++)
+        at = logits[j] > logits[at] ? j : at;
+    return at;
+}
+
+struct softmaxes {
+    const double *a, *b; /* logits */
+    ptrdiff_t n;
+    int p_valid, q_valid;
+    real *p, *q, *log_p, *log_q;
+};
+
+static struct expectation expect_logits(const struct task *task, const struct softmaxes *r)
+{
+    const int op = task->op, is_js = op == FKL_LOGITS_JS || op == FKL_LOGITS_JS_DISTANCE;
+    const real w = task->parameter, v = 1.0L - w;
+    struct expectation e = {0.0L, 0.0L, 0.0L};
+    if (!r->p_valid || (!r->q_valid && op != FKL_LOGITS_ENTROPY))
+        return certain(NAN);
+    if (op == FKL_LOGITS_TOP1_AGREEMENT)
+        return certain(highest(r->a, r->n) == highest(r->b, r->n));
+    for (ptrdiff_t j = 0; j < r->n; j++) {
+        const int turned = op == FKL_LOGITS_REVERSE_KL;
+        const double a = turned ? r->b[j] : r->a[j], b = turned ? r->a[j] : r->b[j];
+        const real p = turned ? r->q[j] : r->p[j], q = turned ? r->p[j] : r->q[j];
+        const real log_p = turned ? r->log_q[j] : r->log_p[j], log_q = turned ? r->log_p[j] : r->log_q[j];
+        real term = 0.0L, size = 0.0L;
+        if (is_js) {
+            const real m = w * p + v * q, log_m = m > 0.0L ? logl(m) : 0.0L;
+            term = (p > 0.0L ? w * p * (log_p - log_m) : 0.0L) + (q > 0.0L ? v * q * (log_q - log_m) : 0.0L);
+            size = m > 0.0L ? m * (1.0L + fabsl(log_m)) : 0.0L;
+        } else if (op == FKL_LOGITS_ENTROPY) {
+            term = p > 0.0L ? -p * log_p : 0.0L;
+            size = fabsl(term) + p;
+        } else if (a > -INFINITY) {
+            if (b == -INFINITY)
+                return certain(INFINITY);
+            term = p * (op == FKL_LOGITS_CROSS_ENTROPY ? -log_q : log_p - log_q);
+            size = p * (1.0L + fabsl(log_p) + fabsl(log_q));
+        }
+        e.value += term;
+        e.noise += size * (1.0L + (p > 0.0L ? fabsl(log_p) : 0.0L));
+    }
+    e.size = fabsl(e.value);
+    return e;
+}
+
+static int agrees_logits(double result, const struct task *task, struct expectation e, const fkl_problem *problem,
+                         double relative, double least)
+{
+    const real scale = task->op == FKL_LOGITS_TOP1_AGREEMENT ? 1.0L : (real)problem->log_base;
+    const real got = task->op == FKL_LOGITS_JS_DISTANCE ? (real)result * result : (real)result, value = e.value / scale;
+    if (isnan(value) || isinf(value))
+        return isnan(value) ? isnan(result) : got == value;
+    const real allowed = (relative * e.size + 16.0L * LDBL_EPSILON * e.noise) / scale + least;
+    return isinf(result) ? value + allowed > DBL_MAX : got >= 0.0L && fabsl(got - value) <= allowed;
+}
+
+/* The gradients of row i, of which the larger of two terms bounds the error. */
+static void check_gradients(const struct logits_batch *b, const char *level, const struct task *task, ptrdiff_t i,
+                            const struct softmaxes *r, const double *results, double relative)
+{
+    static const struct task kl_task = {FKL_LOGITS_KL, 0.0, "kl"};
+    const int gradients = logits_problem(b, task).operands - 2;
+    const real factor = (real)task->parameter / b->temperature, kl = expect_logits(&kl_task, r).value;
+    for (int k = 0; k < gradients; k++)
+        for (ptrdiff_t j = 0; j < b->n; j++) {
+            const double got = results[b->n_rows * (1 + k * b->n) + i * b->n + j];
+            const real log_ratio = r->log_p[j] - r->log_q[j];
+            real want = NAN, size = 0.0L;
+            if (r->p_valid && r->q_valid && k + 1 == gradients) {
+                want = factor * (r->q[j] - r->p[j]);
+                const real by_p = r->p[j] > 0.0L ? r->p[j] * (1.0L + fabsl(r->log_p[j])) : 0.0L;
+                const real by_q = r->q[j] > 0.0L ? r->q[j] * (1.0L + fabsl(r->log_q[j])) : 0.0L;
+                size = fabsl(factor) * fmaxl(by_p, by_q);
+            } else if (r->p_valid && r->q_valid && !isinf(kl)) {
+                want = r->p[j] > 0.0L ? factor * r->p[j] * (log_ratio - kl) : 0.0L;
+                size = r->p[j] > 0.0L ? fabsl(factor) * r->p[j] * (1.0L + fabsl(log_ratio) + kl) : 0.0L;
+            }
+            const int near = fabsl(got - want) <= relative * size + 1e-44L || (isinf(got) && size > FLT_MAX);
+            if (isnan(want) ? isnan(got) : near) {
+                passed++;
+            } else {
+                report_logits(b, level, "value", task, i, k * b->n + j, got, want);
+                return;
+            }
+        }
+}
+
+/* Every task at every level: against the plain evaluation and the other levels with FMA, in other layouts, alone. */
+static void check_logits(enum fkl_type p_type, enum fkl_type q_type, enum fkl_type row_type, ptrdiff_t n,
+                         ptrdiff_t n_rows, int turn, int n_layouts, const fkl_level *const *levels)
+{
+    static const double temperatures[] = {1.0, 2.5, 0.1, 30.0};
+    const double relative = row_type == FKL_F64 ? 1e-12 : 1e-6, least = row_type == FKL_F64 ? 1e-30 : 1e-15;
+    const enum fkl_type output = turn % 3 ? FKL_F32 : FKL_F64; /* of the gradients */
+    double *p = allocate((size_t)(n_rows * n) * sizeof(double)), *q = allocate((size_t)(n_rows * n) * sizeof(double));
+    enum logits_kind *kinds = allocate((size_t)n_rows * sizeof(enum logits_kind));
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        kinds[i] = (enum logits_kind)((i + turn * n_rows) % LOGITS_KINDS);
+        fill_logits(kinds[i], turn + (int)i, &types[p_type], &types[q_type], n, p + i * n, q + i * n);
+    }
+    void *scratch = aligned_alloc(64, fkl_scratch_bytes(FKL_LOGITS, n));
+    if (!scratch)
+        exit(2);
+    const struct logits_batch b = {p_type, q_type, row_type, n, n_rows, kinds, p, q,
+                                   temperatures[turn % COUNT(temperatures)], scratch};
+    const size_t results_size = (size_t)logits_results(&b) * sizeof(double);
+    double *expected[COUNT(logits_tasks)], *first[COUNT(logits_tasks)] = {NULL}, *results = allocate(results_size);
+    real *shares[4];
+    for (int k = 0; k < 4; k++)
+        shares[k] = allocate((size_t)n * sizeof(real));
+    for (int l = 0; levels[l]; l++) {
+        const char *const name = levels[l]->name;
+        struct operand x = place(p_type, p, n_rows, n, CONTIGUOUS), y = place(q_type, q, n_rows, n, CONTIGUOUS);
+        for (int t = 0; t < COUNT(logits_tasks); t++) {
+            expected[t] = allocate(results_size);
+            run_logits(&b, levels[l], &logits_tasks[t], &x.rows, &y.rows, output, CONTIGUOUS, expected[t]);
+        }
+        for (ptrdiff_t i = 0; i < n_rows; i++) {
+            struct softmaxes r = {p + i * n, q + i * n, n, 0, 0, shares[0], shares[1], shares[2], shares[3]};
+            r.p_valid = plain_softmax(r.a, n, b.temperature, r.p, r.log_p);
+            r.q_valid = plain_softmax(r.b, n, b.temperature, r.q, r.log_q);
+            for (int t = 0; t < FIRST_GRADIENT; t++) {
+                const fkl_problem problem = logits_problem(&b, &logits_tasks[t]);
+                struct expectation e = expect_logits(&logits_tasks[t], &r);
+                if (kinds[i] == SAME && p_type == q_type && logits_tasks[t].op <= FKL_LOGITS_JS_DISTANCE)
+                    e = certain(0.0L);
+                const int zero = e.value == 0.0L && e.noise == 0.0L;
+                if (zero ? expected[t][i] == 0.0
+                         : agrees_logits(expected[t][i], &logits_tasks[t], e, &problem, relative, least))
+                    passed++;
+                else
+                    report_logits(&b, name, "value", &logits_tasks[t], i, -1, expected[t][i],
+                                  e.value / problem.log_base);
+            }
+            for (int t = FIRST_GRADIENT; t < COUNT(logits_tasks); t++) {
+                check_gradients(&b, name, &logits_tasks[t], i, &r, expected[t],
+                                row_type == FKL_F64 && output == FKL_F64 ? 1e-12 : 1e-6);
+                if (same_bits(expected[t][i], expected[0][i]))
+                    passed++;
+                else
+                    report_logits(&b, name, "beside its gradients", &logits_tasks[t], i, -1, expected[t][i],
+                                  expected[0][i]);
+            }
+        }
+        for (int k = 0; k < n_layouts; k++) {
+            const enum layout layout = (enum layout)((turn + k) % LAYOUTS);
+            const enum layout other = (enum layout)((layout + 3 * k) % LAYOUTS);
+            struct operand c = place(p_type, p, n_rows, n, layout), d = place(q_type, q, n_rows, n, other);
+            for (int t = 0; t < COUNT(logits_tasks); t++) {
+                run_logits(&b, levels[l], &logits_tasks[t], &c.rows, &d.rows, output, layout, results);
+                compare_logits(&b, name, layout_names[layout], &logits_tasks[t], results, expected[t], 0, n_rows);
+            }
+            free(c.memory);
+            free(d.memory);
+        }
+        struct logits_batch one = b;
+        one.n_rows = 1;
+        for (ptrdiff_t i = 0; i < n_rows; i++) {
+            const int t = (int)(i + turn) % COUNT(logits_tasks);
+            fkl_rows c = x.rows, d = y.rows;
+            c.data += i * c.row_stride;
+            d.data += i * d.row_stride;
+            one.kinds = kinds + i;
+            run_logits(&one, levels[l], &logits_tasks[t], &c, &d, output, CONTIGUOUS, results);
+            compare_logits(&one, name, "alone", &logits_tasks[t], results, expected[t], i, n_rows);
+        }
+        /* Row 0 of p against all of q, by a stride of 0 and by copies. */
+        double *copies = allocate((size_t)(n_rows * n) * sizeof(double)), *by_copies = allocate(results_size);
+        for (ptrdiff_t i = 0; i < n_rows; i++)
+            memcpy(copies + i * n, p, (size_t)n * sizeof(double));
+        struct operand c = place(p_type, copies, n_rows, n, CONTIGUOUS);
+        struct operand d = place(p_type, p, 1, n, (enum layout)(turn % LAYOUTS));
+        d.rows.row_stride = 0;
+        for (int t = turn % 2; t < COUNT(logits_tasks); t += 2) {
+            run_logits(&b, levels[l], &logits_tasks[t], &c.rows, &y.rows, output, CONTIGUOUS, by_copies);
+            run_logits(&b, levels[l], &logits_tasks[t], &d.rows, &y.rows, output, CONTIGUOUS, results);
+            compare_logits(&b, name, "one row", &logits_tasks[t], results, by_copies, 0, n_rows);
+        }
+        free(c.memory);
+        free(d.memory);
+        free(copies);
+        free(by_copies);
+        free(x.memory);
+        free(y.memory);
+        for (int t = 0; t < COUNT(logits_tasks); t++) {
+            if (first[t])
+                compare_logits(&b, name, "another level", &logits_tasks[t], expected[t], first[t], 0, n_rows);
+            if (first[t] || strcmp(name, "baseline") == 0)
+                free(expected[t]);
+            else
+                first[t] = expected[t];
+        }
+    }
+    for (int t = 0; t < COUNT(logits_tasks); t++)
+        free(first[t]);
+    for (int k = 0; k < 4; k++)
+        free(shares[k]);
+    free(results);
+    free(scratch);
+    free(kinds);
+    free(p);
+    free(q);
+}
+
 /* The functions of vmath.h over arrays of exactly their size; what they compute is for tests/test_vmath.py. */
 static void check_probe(const fkl_level *level)
 {
-    for (int function = FKL_PROBE_PHI; function <= FKL_PROBE_EXCESS_FLOAT; function++)
+    for (int function = 0; function < FKL_PROBES; function++)
         for (ptrdiff_t n = 16; n <= 48; n += 16) {
             double *a = allocate((size_t)n * sizeof(double)), *b = allocate((size_t)n * sizeof(double));
             double *result = allocate((size_t)n * sizeof(double));
@@ -964,6 +1331,7 @@ int main(void)
         {FKL_I8, FKL_I8, FKL_F64}, {FKL_I16, FKL_U16, FKL_F64}, {FKL_I32, FKL_I32, FKL_F64},
         {FKL_I64, FKL_I64, FKL_F64}, {FKL_U8, FKL_U8, FKL_F64}, {FKL_U32, FKL_I16, FKL_F64},
     };
+    static const int logits_pairs[] = {0, 1, 2, 3, 6, 8}; /* of these */
     static const ptrdiff_t lengths[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 65, 97, 255, 256, 257, 1000, 4097, 9000};
     const fkl_level *levels[MOST_LEVELS] = {NULL};
     int n_levels = 0, turn = 0;
@@ -999,6 +1367,15 @@ int main(void)
                 for (int scale = FKL_COVARIANCE; scale <= FKL_CHOLESKY; scale++)
                     check_full((enum fkl_full_scale)scale, (enum shapes)shapes, gaussian_types[j], sizes[i], levels,
                                turn);
+    for (ptrdiff_t n = 1; n <= 40; n++)
+        for (int j = 0; j < 6; j++, turn++) /* all kinds of rows */
+            check_logits(pairs[logits_pairs[j]][0], pairs[logits_pairs[j]][1], pairs[logits_pairs[j]][2], n,
+                         LOGITS_KINDS, turn, n <= 17 || n >= 31 ? 3 : 1, levels);
+    static const ptrdiff_t long_lengths[] = {127, 128, 129, 130, 131, 1000, 4095, 4096, 4097, 9000};
+    for (int i = 0; i < COUNT(long_lengths); i++)
+        for (int j = 0; j < 4; j++, turn++)
+            check_logits(pairs[j][0], pairs[j][1], pairs[j][2], long_lengths[i],
+                         long_lengths[i] <= 131 ? LOGITS_KINDS : 4, turn, 2, levels);
     if (failed > FAILURES_SHOWN)
         printf("... and %ld more\n", failed - FAILURES_SHOWN);
     printf("%ld passed, %ld failed\n", passed, failed);

@@ -1,9 +1,9 @@
 /* careful_logits.c: rows of the logits family that the vector kernels leave alone, one element at a time.
  *
- * Their logits or the temperature are near the ends of the range, or p and q so far apart that their ratio is. Here each
- * row's probabilities are taken from its own largest logit, and a divergence from the differences of the logits where
- * it is small and from the two rows' normalising sums where it is large. Compiled once, for every CPU, in the one-lane
- * form of simd.h and vmath.h.
+ * Their logits or the temperature are near the ends of the range, or p and q so far apart that their ratio is. Here
+ * each row's probabilities are taken from its own largest logit, and a divergence from the differences of the logits
+ * where it is small and from the two rows' normalising sums where it is large. Compiled once, for every CPU, in the
+ * one-lane form of simd.h and vmath.h.
  */
 #include "careful.h"
 
@@ -132,7 +132,7 @@ static void sum(struct rows *r)
     }
 }
 
-/* The divergence: m + log1p(t - m) as in logits.inl.h where that is in range. */
+/* The divergence: m + log1p(t - m) as in logits_sums.inl.h where that is in range. */
 static void diverge(struct rows *r)
 {
     struct pair offset = plus(minus(r->q_most, r->p_most), r->delta.high);

@@ -79,7 +79,8 @@ FKL_INLINE unsigned kl_of_sums(const double weight[LANES], const double moment[L
 {
     unsigned good = 0;
     for (int j = 0; j < LANES; j += VD) {
-        const vd w = vd_load(weight + j), m = vd_load(moment + j) / w / vd_set(temperature), t = vd_load(excess + j) / w;
+        const vd w = vd_load(weight + j), t = vd_load(excess + j) / w;
+        const vd m = vd_load(moment + j) / w / vd_set(temperature);
         const md centred = md_or(md_and(vd_le(vd_abs(m), vd_set(0.51)), vd_le(m * m, vd_set(0.8) * t)),
                                  md_and(vd_le(m * m, vd_set(least)), vd_le(t, vd_set(least))));
         const md positive = md_and(vd_lt(vd_set(0.0), w), vd_le(t, vd_set(0x1p900)));
@@ -245,8 +246,8 @@ struct pieces {
     char *scratch;
 };
 
-FKL_INLINE void take_pieces(struct pieces *x, const enum fkl_type type, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t start,
-                     ptrdiff_t n)
+FKL_INLINE void take_pieces(struct pieces *x, const enum fkl_type type, ptrdiff_t first, ptrdiff_t rows,
+                            ptrdiff_t start, ptrdiff_t n)
 {
     const ptrdiff_t size = type_size(type);
     for (int k = 0; k < 2; k++) {
@@ -331,8 +332,9 @@ FKL_INLINE void long_rows(const enum look look, int op, const enum fkl_type type
                 else if (look == LOOK_PAIRS && !pair_of_sums(&row[i + j].of.kl, &sums))
                     to[j] = careful_logits(op, operands, first + i + j, problem);
                 else if (look == LOOK_PAIRS)
-                    to[j] = finish_pair(op, look_again(op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem),
-                                        to[j], problem);
+                    to[j] = finish_pair(
+                        op, look_again(op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem), to[j],
+                        problem);
             }
         }
     }
@@ -362,8 +364,8 @@ FKL_INLINE void rows_of_type(const enum look look, int op, enum fkl_type row_typ
 #undef FKL_CASE
 }
 
-static FKL_NOINLINE void kl_block(enum fkl_type type, const fkl_rows *operands, ptrdiff_t n_rows, const fkl_problem *problem,
-                         double *result, char *scratch)
+static FKL_NOINLINE void kl_block(enum fkl_type type, const fkl_rows *operands, ptrdiff_t n_rows,
+                                  const fkl_problem *problem, double *result, char *scratch)
 {
     if (problem->length <= FKL_SHORT) {
         short_rows(operands, n_rows, problem, result, scratch);

@@ -1,5 +1,5 @@
-/* logits_pairs.inl.h: what needs a second look at the rows, or another sum, all in double arithmetic: Jensen-Shannon and
- * the gradients of KL, from both probabilities of an element (struct couple); cross-entropy and entropy (struct
+/* logits_pairs.inl.h: what needs a second look at the rows, or another sum, all in double arithmetic: Jensen-Shannon
+ * and the gradients of KL, from both probabilities of an element (struct couple); cross-entropy and entropy (struct
  * entropy_row); whether the largest logits are in the same place (struct top_row).
  */
 #ifndef FASTKL_LOGITS_PAIRS_H
@@ -79,7 +79,8 @@ FKL_INLINE double js_of_chunk(const struct pair_sums *sums, const enum fkl_type 
         total[j] = vd_set(0.0);
     for (ptrdiff_t i = 0; i < n; i += LANES)
         for (int j = 0; j < PARTS; j++) {
-            const struct couple x = couple(load_logits(type, a, i + j * VD, n), load_logits(type, b, i + j * VD, n), sums, &v);
+            const vd va = load_logits(type, a, i + j * VD, n), vb = load_logits(type, b, i + j * VD, n);
+            const struct couple x = couple(va, vb, sums, &v);
             total[j] += js_of_probabilities(x.p, x.q, x.difference, vd_set(weight));
         }
     return vd_add_lanes(total);
@@ -98,8 +99,8 @@ FKL_INLINE void store_logits(const fkl_rows *to, char *at, const double *from, p
     }
 }
 
-/* The gradients for n elements from the `start`-th on of row `row`: by the logits of q to the last of the `outputs`, and
- * of p to the first of two. */
+/* The gradients for n elements from the `start`-th on of row `row`: by the logits of q to the last of the `outputs`,
+ * and of p to the first of two. */
 FKL_INLINE void gradients_of_chunk(const struct pair_sums *sums, const enum fkl_type type, const char *a, const char *b,
                                    ptrdiff_t n, const fkl_rows *outputs, int n_outputs, ptrdiff_t row, ptrdiff_t start,
                                    double factor)

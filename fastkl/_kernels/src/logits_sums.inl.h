@@ -1,13 +1,14 @@
 /* logits_sums.inl.h: the KL divergence between softmaxes of logits as sums over a row.
  *
- * With p = softmax(a/T), q = softmax(b/T), weights w = 2^(a c - shift), c = log2(e)/T, which are p but for a factor, and
- * x = (a - b)/T - delta for any delta,
+ * With p = softmax(a/T), q = softmax(b/T), weights w = 2^(a c - shift), c = log2(e)/T, which are p but for a factor,
+ * and x = (a - b)/T - delta for any delta,
  *
  *     KL = m + log1p(t - m),    m = sum(w x)/sum(w),    t = sum(w E(-x))/sum(w),    E(y) = e^y - 1 - y >= 0,
  *
  * so one pass over a row is enough, no largest logit is subtracted, and what the result is the difference of is little
- * larger than itself as long as delta is near the p-mean of (a - b)/T. A guess at that is taken from the first elements.
- * After every chunk of a row the sums tell how good the guess was; if it wasn't, what has been summed is moved,
+ * larger than itself as long as delta is near the p-mean of (a - b)/T. A guess at that is taken from the first
+ * elements. After every chunk of a row the sums tell how good the guess was; if it wasn't, what has been summed is
+ * moved,
  *
  *     w E(-(x - y)) = e^y w E(-x) + w E(y) + w x (1 - e^y),
  *
@@ -15,8 +16,8 @@
  * however long it is, and nothing of its size is stored.
  *
  * From the inside out: the terms in double and in float arithmetic (double_step(), float_step(), and wide_step() for
- * probabilities of 0 and ratios out of the others' reach), their sums over a chunk (add_chunk()), and a row from chunk to
- * chunk (struct logit_row, extend_row()).
+ * probabilities of 0 and ratios out of the others' reach), their sums over a chunk (add_chunk()), and a row from chunk
+ * to chunk (struct logit_row, extend_row()).
  */
 #ifndef FASTKL_LOGITS_SUMS_H
 #define FASTKL_LOGITS_SUMS_H
@@ -35,8 +36,8 @@ struct reference {
 };
 
 /* The range of each arithmetic, in octaves: weights from 2^-depth up to 2^height, e^-x from 2^-reach to 2^reach. Lower
- * weights count as 2^-depth: times e^-x, that is nothing yet. With the reach, what e^-x makes of the rounding of x grows
- * by log 2/2 ulp an octave. */
+ * weights count as 2^-depth: times e^-x, that is nothing yet. With the reach, what e^-x makes of the rounding of x
+ * grows by log 2/2 ulp an octave. */
 #define DEPTH 900.0
 #define HEIGHT 500.0
 #define REACH 40.0
@@ -112,7 +113,8 @@ FKL_INLINE vd weight_far(vd z, const struct reference *ref, const struct vrefere
 {
     z = vd_max(vd_set((ref->shift - 2000.0) * ref->octave), vd_min(vd_set((ref->shift + 2000.0) * ref->octave), z));
     vd shifted, r = fraction_of(z, v->magic, v, &shifted);
-    return scale(vd_exp_at(vd_set(1.0), r), vd_max(vd_set(-2000.0), vd_min(vd_set(2000.0), shifted - vd_set(FKL_MAGIC))));
+    const vd k = vd_max(vd_set(-2000.0), vd_min(vd_set(2000.0), shifted - vd_set(FKL_MAGIC)));
+    return scale(vd_exp_at(vd_set(1.0), r), k);
 }
 
 /* The nearest integer, for |x| < 2^51; far beyond, x. */
@@ -401,7 +403,8 @@ FKL_INLINE void open_row(struct logit_row *row, double temperature)
     row->lost = !(0x1p-400 <= temperature && temperature <= 0x1p400);
 }
 
-/* A delta as the arithmetic holds it: float_terms() takes differences from a float, or where these are exact from two. */
+/* A delta as the arithmetic holds it: float_terms() takes differences from a float, or where these are exact from
+ * two. */
 FKL_INLINE void set_delta(struct reference *ref, double delta, double low, const int in_float)
 {
     const float head = (float)delta, tail = (float)(delta - head);

@@ -98,11 +98,11 @@ FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
     return (struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, low, k, q - q2)};
 }
 
-/* phi(p, q) for p and q in [2^-1021, 2^980]; 6 ulp. Next to the seam of the octaves (p = 1.5 q) the two brackets have
+/* phi(p, q) for p and q in [2^-1021, 2^980]; 6.5 ulp. Next to the seam of the octaves (p = 1.5 q) the two brackets have
  * opposite signs, and both must be right to more than the result is. */
 FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
 
-/* phi(p, q)/p and 1/p with one division for the two, for p and q in [2^-450, 2^450]; 7.5 ulp. */
+/* phi(p, q)/p and 1/p with one division for the two, for p and q in [2^-450, 2^450]; 9 ulp. */
 FKL_INLINE vd vd_phi_over(vd p, vd q, vd *inverse)
 {
     vd q2, k = vd_octaves(p, q, &q2);
@@ -217,7 +217,7 @@ FKL_INLINE vd vd_less_octaves(vd x, vd k)
 #define FKL_MAGIC (6755399441055744.0 + 1023.0)
 #define FKL_MAGIC_FLOAT (12582912.0f + 127.0f)
 
-/* (e^r - 1 - r)/r^2 for |r| <= 0.36. */
+/* (e^r - 1 - r)/r^2; absolute error 2.5e-18 for |r| <= 0.347, and 1.4e-17 up to 0.36. */
 FKL_INLINE vd vd_excess_tail(vd r)
 {
     vd c = vd_set(0x1.1f8ba9a5630f0p-29);
@@ -236,8 +236,8 @@ FKL_INLINE vd vd_excess_tail(vd r)
 /* 2^k e^r, given 2^k; 1.5 ulp. */
 FKL_INLINE vd vd_exp_at(vd power, vd r) { return vd_madd(power, r + (r * r) * vd_excess_tail(r), power); }
 
-/* E(x) and e^x at x = k log 2 + r, given 2^k: E(x) = 2^k E(r) + (2^k - 1) r + (2^k - 1 - k log 2), of which the last two
- * are exactly 0 for k = 0. */
+/* E(x) and e^x at x = k log 2 + r, given 2^k, to what vd_exp_excess() states: E(x) = 2^k E(r) + (2^k - 1) r + (2^k - 1
+ * - k log 2), of which the last two are exactly 0 for k = 0. */
 FKL_INLINE vd vd_excess_at(vd k, vd power, vd r, vd *exponential)
 {
     vd excess = (r * r) * vd_excess_tail(r), apart = power - vd_set(1.0);
