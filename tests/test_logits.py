@@ -128,7 +128,7 @@ def test_largest_logits_along_a_long_row(name, type_name, module, rng):
     """What a sum that is built block by block is measured by changes on the way: once, at each step, or back and forth;
     blocks without any mass; differences that drift along the row."""
     length = 9000
-    p, q = rng.standard_normal((2, 8, length))
+    p, q = rng.standard_normal((2, 9, length))
     p[0, 5000], q[0, 5001] = 60, 90
     p[1] += np.linspace(-400, 400, length)
     q[1] += np.linspace(400, -400, length)
@@ -142,6 +142,7 @@ def test_largest_logits_along_a_long_row(name, type_name, module, rng):
     q[6] = p[6] + 3 * (np.arange(length) // 3000)
     p[7] += 300 * np.sin(np.arange(length) / 700)
     q[7] = p[7] * 1.01
+    p[8] += np.linspace(0, 9000, length)  # q's mass lies where p's weights are nothing beside those to come
     p, q = p.astype(type_name), q.astype(type_name)
     assert_logits(module, name, measure(module, name, p, q), p, q)
 
