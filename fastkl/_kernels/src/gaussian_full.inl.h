@@ -49,14 +49,6 @@ FKL_INLINE md finite_lanes(vd x) { return vd_le(vd_abs(x), vd_set(DBL_MAX)); }
 /* NaN in place of the poison where a pair is not good. */
 FKL_INLINE vd poison_others(md good, vd poison) { return vd_select(good, poison, vd_set((double)NAN)); }
 
-/* x - log(1 + x) for x > -1 with 1 + x normal; 6 ulp. */
-FKL_INLINE vd log1p_excess(vd x)
-{
-    vd sum, low;
-    vd_two_sum(vd_set(1.0), x, &sum, &low);
-    return vd_max(vd_phi_pair(vd_set(1.0), sum, low), vd_set(0.0));
-}
-
 /* r^2 - 1 - log r^2 = x^2 + 2 (x - log r) for r = s/t = 1 + x, with t in [2^-60, 2] and `inverse` = 1/t; 8 ulp. s and t
  * are the given true_s and true_t times one power of two, which may have brought s out of range. Next to r = 1, x is
  * right to a few ulp, and r = 1 + x is kept as two numbers. */

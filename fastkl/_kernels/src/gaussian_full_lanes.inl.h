@@ -255,7 +255,7 @@ FKL_INLINE vd full_near(const ptrdiff_t d, const struct full_scratch *s)
                 vd sum = vd_sqrt(vd_madd(l, l, r[0]));
                 e = r[0] / (l + sum);
                 inverse = vd_set(1.0) / sum;
-                total += log1p_excess((r[0] * inverse_l) * inverse_l);
+                total += vd_less_log1p((r[0] * inverse_l) * inverse_l);
                 vd_store(LINE_AT(s->first, j), e);
             }
             for (int m = i == j; m < 4 && m < n; m++)

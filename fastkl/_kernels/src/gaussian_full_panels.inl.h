@@ -396,7 +396,7 @@ static double near_panels(const struct full_pair *pair, const fkl_rows *operands
         }
     }
     for (ptrdiff_t i = 0; i < pair->panels * LANES; i += VD)
-        vd_store(terms + i, log1p_excess(vd_load(terms + i)));
+        vd_store(terms + i, vd_less_log1p(vd_load(terms + i)));
     return add_terms(pair, terms) + whitened_panels(pair);
 }
 

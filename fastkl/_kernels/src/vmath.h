@@ -198,12 +198,12 @@ FKL_INLINE vd vd_log1p(vd x)
     return vd_fma(k, vd_set(FKL_LN2), near);
 }
 
-/* x - log(1 + x) for x > -1 with 1 + x normal, as phi(1, 1 + x); 7.5 ulp. */
+/* x - log(1 + x) >= 0 for x > -1 with 1 + x normal, as phi(1, 1 + x); 7.5 ulp. */
 FKL_INLINE vd vd_less_log1p(vd x)
 {
     vd sum, low;
     vd_two_sum(vd_set(1.0), x, &sum, &low);
-    return vd_phi_near(vd_set(1.0), vd_set(0.0), sum, low, -x);
+    return vd_max(vd_phi_pair(vd_set(1.0), sum, low), vd_set(0.0));
 }
 
 /* x - k log 2 for whole numbers |k| < 2^21, to two roundings; x itself for k = 0. */
