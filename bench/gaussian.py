@@ -10,8 +10,9 @@ import numpy as np
 
 import fastkl
 from bench.bandwidth import fraction
+from bench.peers import compare
 from bench.report import Figure
-from bench.timing import Settings, interleaved
+from bench.timing import Settings
 
 try:
     import torch
@@ -119,16 +120,5 @@ def measure_peers(settings: Settings) -> Iterator[Figure]:
         if torch is not None:
             peers["PyTorch"] = (_torch_standard if standard else _torch)(*operands)
         out = np.full(everything.shape[1], np.nan, kernel.dtype)
-
         ours = partial(fastkl.gaussian_kl, *operands, scale=kernel.scale, out=out)
-        times = interleaved([ours, *peers.values()], 3, settings.settle(2))
-        for (peer, _), mine in zip(peers.items(), times[1:], strict=True):
-            yield Figure(
-                section="gaussian peers",
-                case=peer,
-                variant=kernel.name,
-                value=mine.min() / times[0].min(),
-                median=float(np.median(mine / times[0])),
-                unit="× fastkl's time",
-                detail={"ns per element": mine.min() / everything[0].size * 1e9},
-            )
+        yield from compare(ours, peers, everything[0].size, settings, "gaussian peers", kernel.name)

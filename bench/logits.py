@@ -15,8 +15,9 @@ import numpy as np
 import fastkl
 from bench import exact
 from bench.bandwidth import fraction
+from bench.peers import compare
 from bench.report import Figure
-from bench.timing import Settings, interleaved
+from bench.timing import Settings
 
 try:
     import torch
@@ -147,17 +148,7 @@ def measure_peers(settings: Settings) -> Iterator[Figure]:
         p, q = _rows(kernel, settings.size_mib / 4)
         peers = _peers(p, q)
         ours = partial(fastkl.kl_divergence_from_logits, p, q, out=np.full(len(p), np.nan, np.float32))
-        times = interleaved([ours, *peers.values()], 3, settings.settle(2))
-        for (peer, _), mine in zip(peers.items(), times[1:], strict=True):
-            yield Figure(
-                section="logits peers",
-                case=peer,
-                variant=kernel.name,
-                value=mine.min() / times[0].min(),
-                median=float(np.median(mine / times[0])),
-                unit="× fastkl's time",
-                detail={"ns per element": mine.min() / p.size * 1e9},
-            )
+        yield from compare(ours, peers, p.size, settings, "logits peers", kernel.name)
 
 
 def measure_errors(settings: Settings) -> Iterator[Figure]:

@@ -20,6 +20,28 @@ Call = Callable[[], object]
 """Computes one value for every pair of rows; inputs in the peer's own containers are made beforehand."""
 
 
+def compare(
+    ours: Callable[[], object],
+    others: dict[str, Callable[[], object]],
+    elements: int,
+    settings: Settings,
+    section: str,
+    variant: str,
+) -> Iterator[Figure]:
+    """How many times as long others take as we do, in interleaved rounds."""
+    times = interleaved([ours, *others.values()], 3, settings.settle(2))
+    for peer, theirs in zip(others, times[1:], strict=True):
+        yield Figure(
+            section=section,
+            case=peer,
+            variant=variant,
+            value=theirs.min() / times[0].min(),
+            median=float(np.median(theirs / times[0])),
+            unit="× fastkl's time",
+            detail={"ns per element": theirs.min() / elements * 1e9},
+        )
+
+
 def _reference_kl(p, q, threads) -> Call:
     return lambda: reference.kl_divergence(p, q)
 

@@ -13,10 +13,8 @@
 
 static struct pair plus(struct pair x, double y)
 {
-    struct pair sum;
-    vd_two_sum(x.high, y, &sum.high, &sum.low);
-    sum.low += x.low;
-    return sum;
+    add(&x, y);
+    return x;
 }
 
 static struct pair minus(double x, double y) { return plus((struct pair){x, 0.0}, -y); }
@@ -33,7 +31,6 @@ struct rows {
     struct pair delta;              /* the p-mean of the differences */
     double mean;                    /* what is left of it, in nats */
     double log_ratio;               /* log(p/q) = (a - b - delta)/T + this */
-    double ratio;                   /* e^((q_most - p_most + delta)/T), by which q's weights are measured in p's */
     double kl;
 };
 
@@ -60,13 +57,18 @@ static double exponential(const struct rows *r, struct pair x)
     return ldexp(vd_exp_at(1.0, f * FKL_LN2), (int)k);
 }
 
+/* What a logit weighs beside the largest of its row. */
+static double weight(const struct rows *r, double x, double most)
+{
+    return x > -INFINITY ? exponential(r, minus(x, most)) : 0.0;
+}
+
 static double in_nats(const struct rows *r, struct pair x) { return x.high / r->temperature + x.low / r->temperature; }
 
 void fkl_octaves_per_logit(double temperature, double *high, double *low)
 {
-    const double log2_e = 0x1.71547652b82fep+0, log2_e_low = 0x1.777d0ffda0d24p-56;
-    *high = log2_e / temperature;
-    *low = (fma(-*high, temperature, log2_e) + log2_e_low) / temperature;
+    *high = FKL_LOG2_E / temperature;
+    *low = (fma(-*high, temperature, FKL_LOG2_E) + FKL_LOG2_E_LOW) / temperature;
 }
 
 /* The first look: units, maxima, what is wrong. */
@@ -110,8 +112,8 @@ static void sum(struct rows *r)
         const double a = logit(r, r->p, i), b = logit(r, r->q, i);
         if (a == r->p_most && b > -INFINITY)
             r->delta = minus(a, b);
-        p = plus(p, a > -INFINITY ? exponential(r, minus(a, r->p_most)) : 0.0);
-        q = plus(q, b > -INFINITY ? exponential(r, minus(b, r->q_most)) : 0.0);
+        add(&p, weight(r, a, r->p_most));
+        add(&q, weight(r, b, r->q_most));
     }
     r->p_sum = p.high + p.low;
     r->q_sum = q.high + q.low;
@@ -119,9 +121,9 @@ static void sum(struct rows *r)
         struct pair moment = {0.0, 0.0};
         for (ptrdiff_t i = 0; i < r->length; i++) {
             const double a = logit(r, r->p, i), b = logit(r, r->q, i);
-            const double w = a > -INFINITY ? exponential(r, minus(a, r->p_most)) : 0.0;
+            const double w = weight(r, a, r->p_most);
             if (w > 0.0)
-                moment = plus(moment, w * apart(r, a, b).high);
+                add(&moment, w * apart(r, a, b).high);
         }
         const double by = (moment.high + moment.low) / r->p_sum;
         r->mean = by / r->temperature;
@@ -137,18 +139,18 @@ static void diverge(struct rows *r)
 {
     struct pair offset = plus(minus(r->q_most, r->p_most), r->delta.high);
     offset.low += r->delta.low;
-    r->ratio = exponential(r, offset);
+    const double ratio = exponential(r, offset); /* q's weights times this are measured as p's are */
     struct pair excess = {0.0, 0.0};
     for (ptrdiff_t i = 0; i < r->length; i++) {
         const double a = logit(r, r->p, i), b = logit(r, r->q, i);
-        const double p = a > -INFINITY ? exponential(r, minus(a, r->p_most)) : 0.0;
-        const double q = b > -INFINITY ? exponential(r, minus(b, r->q_most)) : 0.0;
-        double term = q > 0.0 ? q * r->ratio : 0.0, power;
+        const double p = weight(r, a, r->p_most);
+        const double q = weight(r, b, r->q_most);
+        double term = q > 0.0 ? q * ratio : 0.0, power;
         if (p > 0.0 && b > -INFINITY) {
             const double x = in_nats(r, apart(r, a, b));
             term = fabs(x) < 30.0 ? p * vd_exp_excess(-x, &power) : (term - p) + p * x;
         }
-        excess = plus(excess, term);
+        add(&excess, term);
     }
     const double t = (excess.high + excess.low) / r->p_sum;
     if (t < 0x1p200 && fabs(r->mean) < 0.5) {
@@ -170,11 +172,7 @@ struct element {
 static struct element element(const struct rows *r, ptrdiff_t i)
 {
     const double a = logit(r, r->p, i), b = logit(r, r->q, i);
-    struct element e = {0.0, 0.0, 0.0, 0.0};
-    if (a > -INFINITY)
-        e.p = exponential(r, minus(a, r->p_most)) / r->p_sum;
-    if (b > -INFINITY)
-        e.q = exponential(r, minus(b, r->q_most)) / r->q_sum;
+    struct element e = {weight(r, a, r->p_most) / r->p_sum, weight(r, b, r->q_most) / r->q_sum, 0.0, 0.0};
     e.difference = e.p - e.q;
     if (e.p > 0.0 && b > -INFINITY) {
         double power;
@@ -186,12 +184,12 @@ static struct element element(const struct rows *r, ptrdiff_t i)
     return e;
 }
 
-static double jensen_shannon(const struct rows *r, double weight)
+static double jensen_shannon(const struct rows *r, double share)
 {
     struct pair total = {0.0, 0.0};
     for (ptrdiff_t i = 0; i < r->length; i++) {
         const struct element e = element(r, i);
-        total = plus(total, js_of_probabilities(e.p, e.q, e.difference, weight));
+        add(&total, js_of_probabilities(e.p, e.q, e.difference, share));
     }
     return total.high + total.low;
 }
@@ -203,15 +201,15 @@ static double cross_entropy(const struct rows *r)
     int seen = 0;
     for (ptrdiff_t i = 0; i < r->length; i++) {
         const double a = logit(r, r->p, i), b = logit(r, r->q, i);
-        const double p = a > -INFINITY ? exponential(r, minus(a, r->p_most)) / r->p_sum : 0.0;
+        const double p = weight(r, a, r->p_most) / r->p_sum;
         if (b == -INFINITY)
             continue;
         if (p > 0.0)
-            total = plus(total, p * in_nats(r, minus(r->q_most, b)));
+            add(&total, p * in_nats(r, minus(r->q_most, b)));
         if (b == r->q_most && !seen)
             seen = 1;
         else
-            others = plus(others, exponential(r, minus(b, r->q_most)));
+            add(&others, weight(r, b, r->q_most));
     }
     if (r->outside || total.high > DBL_MAX) /* what a sum beyond the largest double has lost is NaN */
         return INFINITY;

@@ -11,7 +11,7 @@
 
 /* ---- the state of a row ---------------------------------------------------------------------------------------- */
 
-/* What is summed of the rows. PAIRS has sums of both probabilities of each element to follow. */
+/* What is summed of the rows. PAIRS has a second look at each element's two probabilities to follow. */
 enum look { LOOK_KL, LOOK_PAIRS, LOOK_ENTROPY, LOOK_CROSS, LOOK_TOP };
 
 struct row_state {
@@ -136,10 +136,9 @@ static FKL_NOINLINE double finish_entropy(const struct entropy_row *row, int op,
     return entropy <= DBL_MAX ? entropy : careful_logits(op, operands, i, problem);
 }
 
-static FKL_NOINLINE double finish_pair(int op, double total, double kl, const fkl_problem *problem)
+/* Jensen-Shannon from the sum of its terms. */
+static FKL_NOINLINE double finish_js(int op, double total, const fkl_problem *problem)
 {
-    if (op != FKL_LOGITS_JS && op != FKL_LOGITS_JS_DISTANCE)
-        return kl;
     total = (total > 0.0 ? total : 0.0) / problem->log_base;
     double root[VD];
     vd_store(root, vd_sqrt(vd_set(total)));
@@ -267,7 +266,8 @@ FKL_INLINE void take_pieces(struct pieces *x, const enum fkl_type type, ptrdiff_
     }
 }
 
-/* The second look at row `row`, the i-th of those that were taken, unless they were taken piece by piece. */
+/* The second look at row `row`, the i-th of those that were taken, unless they were taken piece by piece: the sum of its
+ * terms, or none, but its gradients in their arrays. */
 FKL_INLINE double look_again(int op, const enum fkl_type type, struct pieces *x, ptrdiff_t row, ptrdiff_t i, int taken,
                              ptrdiff_t chunk, const struct pair_sums *sums, const fkl_problem *problem)
 {
@@ -321,8 +321,8 @@ FKL_INLINE void long_rows(const enum look look, int op, const enum fkl_type type
         for (ptrdiff_t i = 0; i < rows; i += LANES) {
             const int n = (int)(rows - i < LANES ? rows - i : LANES);
             double *to = result + first + i;
-            if (look == LOOK_KL || look == LOOK_PAIRS)
-                finish_kl_rows(&row[i], n, look == LOOK_KL && logits_in_float(type), operands, first + i, problem, to);
+            if (look == LOOK_KL)
+                finish_kl_rows(&row[i], n, logits_in_float(type), operands, first + i, problem, to);
             for (int j = 0; j < n; j++) {
                 struct pair_sums sums;
                 if (look == LOOK_TOP)
@@ -332,9 +332,8 @@ FKL_INLINE void long_rows(const enum look look, int op, const enum fkl_type type
                 else if (look == LOOK_PAIRS && !pair_of_sums(&row[i + j].of.kl, &sums))
                     to[j] = careful_logits(op, operands, first + i + j, problem);
                 else if (look == LOOK_PAIRS)
-                    to[j] = finish_pair(
-                        op, look_again(op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem), to[j],
-                        problem);
+                    to[j] = finish_js(
+                        op, look_again(op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem), problem);
             }
         }
     }
@@ -355,8 +354,18 @@ FKL_INLINE void rows_of_type(const enum look look, int op, enum fkl_type row_typ
 #define FKL_CASE(TYPE)                                                                                                 \
     case TYPE:                                                                                                         \
         long_rows(look, op, TYPE, operands, n_rows, problem, result, scratch);                                         \
-        break;
-    switch (logit_type(look, row_type, operands)) {
+        return;
+    const enum fkl_type type = logit_type(look, row_type, operands);
+#if FKL_FLOAT_KERNELS
+    if (look == LOOK_KL)
+        switch (type) {
+            FKL_CASE(FKL_F16)
+            FKL_CASE(FKL_BF16)
+        default:
+            break;
+        }
+#endif
+    switch (type) {
         FKL_CASE(FKL_F64)
     default:
         FKL_CASE(FKL_F32)
@@ -367,23 +376,10 @@ FKL_INLINE void rows_of_type(const enum look look, int op, enum fkl_type row_typ
 static FKL_NOINLINE void kl_block(enum fkl_type type, const fkl_rows *operands, ptrdiff_t n_rows,
                                   const fkl_problem *problem, double *result, char *scratch)
 {
-    if (problem->length <= FKL_SHORT) {
+    if (problem->length <= FKL_SHORT)
         short_rows(operands, n_rows, problem, result, scratch);
-        return;
-    }
-#if FKL_FLOAT_KERNELS
-    switch (logit_type(LOOK_KL, type, operands)) {
-    case FKL_F16:
-        long_rows(LOOK_KL, FKL_LOGITS_KL, FKL_F16, operands, n_rows, problem, result, scratch);
-        return;
-    case FKL_BF16:
-        long_rows(LOOK_KL, FKL_LOGITS_KL, FKL_BF16, operands, n_rows, problem, result, scratch);
-        return;
-    default:
-        break;
-    }
-#endif
-    rows_of_type(LOOK_KL, FKL_LOGITS_KL, type, operands, n_rows, problem, result, scratch);
+    else
+        rows_of_type(LOOK_KL, FKL_LOGITS_KL, type, operands, n_rows, problem, result, scratch);
 }
 
 static void logits_block(int operation, int row_type, const fkl_rows *operands, ptrdiff_t n_rows,
@@ -411,7 +407,7 @@ static void logits_block(int operation, int row_type, const fkl_rows *operands, 
     default:
         rows_of_type(LOOK_PAIRS, operation, type, operands, n_rows, problem, result, scratch);
         if (operation == FKL_LOGITS_KL_GRAD || operation == FKL_LOGITS_KL_GRAD_Q) {
-            /* A divergence has the same bits with its gradients and without, where the arithmetic may be another. */
+            /* The divergence itself, in the arithmetic and with the bits that it has without gradients. */
             fkl_problem alone = *problem;
             alone.operands = 2;
             kl_block(type, operands, n_rows, &alone, result, scratch);

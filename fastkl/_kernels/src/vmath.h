@@ -31,6 +31,7 @@
 #define FKL_LN2_HEAD_FLOAT 0x1.62e4p-1f
 #define FKL_LN2_TAIL_FLOAT 0x1.7f7d1cp-20f
 #define FKL_LOG2_E 1.4426950408889634074
+#define FKL_LOG2_E_LOW 2.0355273740931033e-17 /* log2 e - (double)log2 e */
 
 /* t = 2 atanh(s)/s - 2 from s^2 <= 0.0401; minimax, absolute error 3.2e-17. Evaluated in pairs (Estrin), for the row
  * kernels wait for it: one multiplication more, and half the chain of Horner's rule. */
