@@ -13,6 +13,7 @@ from bench import (
     accuracy,
     bandwidth,
     cases,
+    dropins,
     gaussian,
     gaussian_full,
     layouts,
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[report.Figure]]] = {
     "logits peers": logits.measure_peers,
     "logits errors": logits.measure_errors,
     "gaussian full": gaussian_full.measure,
+    "drop-ins": dropins.measure,
 }
 
 
