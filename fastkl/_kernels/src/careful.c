@@ -132,7 +132,8 @@ static struct ratio ratio(const struct terms *x)
     if (x->exact && r.k == 0.0)
         r.n = ldexp(x->n, unit(x) - x->p_e);
     r.s = r.n / (x->p_z + r.q2);
-    r.t = vd_atanh_tail(r.s * r.s);
+    const double s2 = r.s * r.s;
+    r.t = vd_atanh_tail(s2) * s2;
     return r;
 }
 

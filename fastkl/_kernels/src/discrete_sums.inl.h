@@ -10,9 +10,6 @@
 
 /* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
 #define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
-/* Is the next vector's term begun before the last one's is ended? Narrow registers make many instructions, and the
- * processor does not see far enough ahead of itself; wide ones leave it no need. */
-#define BEGIN_EARLY (VD == 4)
 
 /* What a pass has summed of a row so far: block sums and, in `low`, what adding them up lost. */
 struct sums {
@@ -103,7 +100,7 @@ FKL_INLINE int end_run(const enum pass pass, ptrdiff_t i, vd run[SUMS][PARTS], v
         return 0;
     if (pass_begins(pass))
         flush(others->terms, acc[0]);
-    for (int k = BEGIN_EARLY && pass_begins(pass) ? 1 : 0; k < pass_plain_sums(pass); k++)
+    for (int k = pass_begins(pass) ? 1 : 0; k < pass_plain_sums(pass); k++)
         flush(run[k], acc[k]);
     return 1;
 }
@@ -155,15 +152,13 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         if (pass_begins(pass)) {
+            /* The next vector's term is begun before the last one's is ended: the processor does not see far enough
+             * ahead of itself to do so on its own. */
             struct begun next = begin(pass, x[j], y[j], low[j]);
-            if (BEGIN_EARLY) {
-                run[0][(j + PARTS - 1) % PARTS] += end(pass, *last);
-                *last = next;
-                if (j == 0 && ended)
-                    flush(run[0], acc[0]);
-            } else {
-                run[0][j % PARTS] += end(pass, next);
-            }
+            run[0][(j + PARTS - 1) % PARTS] += end(pass, *last);
+            *last = next;
+            if (j == 0 && ended)
+                flush(run[0], acc[0]);
         } else {
             vd a[SUMS];
             take(run, j % PARTS, a);
@@ -372,10 +367,10 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
     }
     if (i < n)
         step_double(pass, type, PARTS, i, n - i, p, q, c, run, acc, others, &last);
-    if (BEGIN_EARLY && pass_begins(pass))
+    if (pass_begins(pass)) {
         run[0][PARTS - 1] += end(pass, last);
-    if (pass_begins(pass))
         flush(others->terms, acc[0]);
+    }
     for (int k = 0; k < pass_plain_sums(pass); k++)
         flush(run[k], acc[k]);
     for (int k = pass_plain_sums(pass); k < SUMS; k++)

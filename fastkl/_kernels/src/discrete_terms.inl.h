@@ -126,7 +126,7 @@ FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term,
 }
 
 /* The passes whose terms are begun and ended apart, and a vector of such terms in between: that of JS is a sum of two
- * (see BEGIN_EARLY). */
+ * (see step_double()). */
 FKL_INLINE int pass_begins(const enum pass pass)
 {
     return pass == PASS_KL || pass == PASS_KL_PAIR || pass == PASS_JS_HALF;
