@@ -10,7 +10,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.spatial import distance  # type: ignore[import-untyped, unused-ignore]
+from scipy.spatial.distance import cdist as scipys_cdist  # type: ignore[import-untyped, unused-ignore]
+from scipy.spatial.distance import jensenshannon as scipys_jensenshannon
+from scipy.spatial.distance import pdist as scipys_pdist
 
 import fastkl
 from fastkl.compat._rows import mended, ordinary, plain
@@ -79,19 +81,19 @@ def jensenshannon(
     operands = [np.asarray(p), np.asarray(q)]
     along = _common_axis(operands[0], operands[1], axis) if ordinary(*operands) and _has_distances(base) else None
     if along is None:
-        return distance.jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
+        return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
     if operands[0].dtype is not _FLOAT64 or operands[1].dtype is not _FLOAT64:
         operands = _promoted(operands, base is not None and not keepdims)
     try:
         values = fastkl.js_distance(*operands, base=base, axis=along)
     except ValueError:
-        return distance.jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
+        return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
 
     if values.ndim == 0:
         if math.isnan(values):
-            return distance.jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
+            return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
     else:
-        values = mended(values, operands, along, lambda *rows: distance.jensenshannon(*rows, base, axis=-1))
+        values = mended(values, operands, along, lambda *rows: scipys_jensenshannon(*rows, base, axis=-1))
     return np.expand_dims(values, along) if keepdims else values
 
 
@@ -140,11 +142,11 @@ def cdist(
            [0.31902252, 0.60669018]])
     """
     if not _is_jensen_shannon(metric, kwargs):
-        return distance.cdist(XA, XB, metric, out=out, **kwargs)  # type: ignore[no-any-return, unused-ignore]
+        return scipys_cdist(XA, XB, metric, out=out, **kwargs)  # type: ignore[no-any-return, unused-ignore]
     first, second = np.asarray(XA), np.asarray(XB)
     fits = first.ndim == second.ndim == 2 and first.shape[1] == second.shape[1] and first.size and second.size
     if not fits or not _takes(out, (len(first), len(second))):
-        return distance.cdist(first, second, metric, out=out, **kwargs)  # type: ignore[no-any-return, unused-ignore]
+        return scipys_cdist(first, second, metric, out=out, **kwargs)  # type: ignore[no-any-return, unused-ignore]
 
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     distances: Any = fastkl.js_distance(first[:, np.newaxis], second, out=out, **kwargs)
@@ -152,9 +154,9 @@ def cdist(
         invalid = np.isnan(distances)
         rows, columns = invalid.all(axis=1), invalid.all(axis=0)
         if rows.any():
-            distances[rows] = distance.cdist(first[rows], second, metric, **kwargs)
+            distances[rows] = scipys_cdist(first[rows], second, metric, **kwargs)
         if columns.any():
-            distances[:, columns] = distance.cdist(first, second[columns], metric, **kwargs)
+            distances[:, columns] = scipys_cdist(first, second[columns], metric, **kwargs)
     return distances  # type: ignore[no-any-return]
 
 
@@ -200,7 +202,7 @@ def pdist(
     """
     table = plain(X) if _is_jensen_shannon(metric, kwargs) else None
     if table is None or table.ndim != 2 or not table.size or not _takes(out, (len(table) * (len(table) - 1) // 2,)):
-        return distance.pdist(X, metric, out=out, **kwargs)  # type: ignore[no-any-return, unused-ignore]
+        return scipys_pdist(X, metric, out=out, **kwargs)  # type: ignore[no-any-return, unused-ignore]
 
     table = np.asarray(table, np.float64)
     size, length = table.shape
@@ -220,9 +222,9 @@ def pdist(
             before = starts[:row] + np.arange(row - 1, -1, -1)
             this = table[row : row + 1]
             if row:
-                distances[before] = distance.cdist(table[:row], this, metric, **kwargs)[:, 0]
+                distances[before] = scipys_cdist(table[:row], this, metric, **kwargs)[:, 0]
             if row < size - 1:
-                distances[starts[row] : starts[row + 1]] = distance.cdist(this, table[row + 1 :], metric, **kwargs)[0]
+                distances[starts[row] : starts[row + 1]] = scipys_cdist(this, table[row + 1 :], metric, **kwargs)[0]
     return distances  # type: ignore[no-any-return]
 
 
@@ -264,7 +266,7 @@ def _is_jensen_shannon(metric: object, options: dict[str, Any]) -> bool:
     """Whether the kernels are for this metric with these options."""
     if isinstance(metric, str):
         return metric.lower() in ("jensenshannon", "js") and not options
-    return (metric is jensenshannon or metric is distance.jensenshannon) and (
+    return (metric is jensenshannon or metric is scipys_jensenshannon) and (
         not options or (options.keys() == {"base"} and _has_distances(options["base"]))
     )
 

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped, unused-ignore]
+from scipy.stats import entropy as scipys_entropy  # type: ignore[import-untyped, unused-ignore]
 
 import fastkl
 from fastkl.compat._rows import ordinary, plain, rows_where
@@ -78,33 +78,36 @@ def entropy(
     >>> entropy([[1, 1], [1, 1]], [[1, 9], [3, 1]], axis=1)
     array([0.51082562, 0.14384104])
     """
-    given = (pk, qk, base, axis)
+
+    def scipys_answer() -> Result:
+        return scipys_entropy(pk, qk, base, axis, nan_policy=nan_policy, keepdims=keepdims)
+
     laid_out = _along_one_axis(pk, qk, axis) if nan_policy in ("propagate", "omit", "raise") else None
     if laid_out is None:
-        return stats.entropy(*given, nan_policy=nan_policy, keepdims=keepdims)
+        return scipys_answer()
     operands, along, reduced = laid_out
     measure: Any = fastkl.entropy if qk is None else fastkl.kl_divergence
     try:
         values = measure(*operands, base=base, axis=along)
     except (TypeError, ValueError):  # what is wrong, SciPy says in its own words; and it takes bases that we refuse
-        return stats.entropy(*given, nan_policy=nan_policy, keepdims=keepdims)
+        return scipys_answer()
 
     if values.ndim == 0:
         if math.isnan(values):
-            return stats.entropy(*given, nan_policy=nan_policy, keepdims=keepdims)
+            return scipys_answer()
     elif values.size == 0:
-        return stats.entropy(*given, nan_policy=nan_policy, keepdims=keepdims)
+        return scipys_answer()
     else:
         invalid = np.isnan(values)
         if invalid.any():
             rows = rows_where(invalid, operands, along)
             with_nan = np.logical_or.reduce([np.isnan(x).any(axis=-1) for x in rows])
             if nan_policy != "propagate" and with_nan.any():
-                return stats.entropy(*given, nan_policy=nan_policy, keepdims=keepdims)
+                return scipys_answer()
             # NaN for a row that holds one is final, and would cost SciPy a call of Python a row.
             if not with_nan.all():
                 answers = values[invalid]
-                answers[~with_nan] = stats.entropy(*(x[~with_nan] for x in rows), base=base, axis=-1)
+                answers[~with_nan] = scipys_entropy(*(x[~with_nan] for x in rows), base=base, axis=-1)
                 values[invalid] = answers
     return np.expand_dims(values, reduced) if keepdims else values
 
