@@ -155,8 +155,8 @@ def cdist(
         rows, columns = invalid.all(axis=1), invalid.all(axis=0)
         if rows.any():
             distances[rows] = scipys_cdist(first[rows], second, metric, **kwargs)
-        if columns.any():
-            distances[:, columns] = scipys_cdist(first, second[columns], metric, **kwargs)
+        if columns.any() and not rows.all():
+            distances[np.ix_(~rows, columns)] = scipys_cdist(first[~rows], second[columns], metric, **kwargs)
     return distances  # type: ignore[no-any-return]
 
 
@@ -218,11 +218,11 @@ def pdist(
         for i in range(first, min(first + step, size - 1)):
             distances[starts[i] : starts[i + 1]] = block[i - first, i - first :]
     if size > 1 and np.isnan(distances.max()):
-        for row in np.flatnonzero(np.isnan(fastkl.js_distance(table, table))):
-            before = starts[:row] + np.arange(row - 1, -1, -1)
-            this = table[row : row + 1]
-            if row:
-                distances[before] = scipys_cdist(table[:row], this, metric, **kwargs)[:, 0]
+        invalid = np.isnan(fastkl.js_distance(table, table))
+        for row in np.flatnonzero(invalid):
+            this, before = table[row : row + 1], np.flatnonzero(~invalid[:row])
+            if before.size:
+                distances[starts[before] + row - before - 1] = scipys_cdist(table[before], this, metric, **kwargs)[:, 0]
             if row < size - 1:
                 distances[starts[row] : starts[row + 1]] = scipys_cdist(this, table[row + 1 :], metric, **kwargs)[0]
     return distances  # type: ignore[no-any-return]

@@ -80,7 +80,10 @@ def entropy(
     """
 
     def scipys_answer() -> Result:
-        return scipys_entropy(pk, qk, base, axis, nan_policy=nan_policy, keepdims=keepdims)
+        # Of lazy arrays SciPy takes neither option, not even with its default.
+        options: dict[str, Any] = {"nan_policy": nan_policy} if nan_policy != "propagate" else {}
+        options |= {"keepdims": keepdims} if keepdims else {}
+        return scipys_entropy(pk, qk, base, axis, **options)
 
     laid_out = _along_one_axis(pk, qk, axis) if nan_policy in ("propagate", "omit", "raise") else None
     if laid_out is None:
@@ -92,23 +95,19 @@ def entropy(
     except (TypeError, ValueError):  # what is wrong, SciPy says in its own words; and it takes bases that we refuse
         return scipys_answer()
 
-    if values.ndim == 0:
-        if math.isnan(values):
-            return scipys_answer()
-    elif values.size == 0:
+    if values.size == 0 or (values.ndim == 0 and math.isnan(values)):
         return scipys_answer()
-    else:
-        invalid = np.isnan(values)
-        if invalid.any():
-            rows = rows_where(invalid, operands, along)
-            with_nan = np.logical_or.reduce([np.isnan(x).any(axis=-1) for x in rows])
-            if nan_policy != "propagate" and with_nan.any():
-                return scipys_answer()
-            # NaN for a row that holds one is final, and would cost SciPy a call of Python a row.
-            if not with_nan.all():
-                answers = values[invalid]
-                answers[~with_nan] = scipys_entropy(*(x[~with_nan] for x in rows), base=base, axis=-1)
-                values[invalid] = answers
+    invalid = np.isnan(values)
+    if values.ndim and invalid.any():
+        rows = rows_where(invalid, operands, along)
+        with_nan = np.logical_or.reduce([np.isnan(x).any(axis=-1) for x in rows])
+        if nan_policy != "propagate" and with_nan.any():
+            return scipys_answer()
+        # NaN for a row that holds one is final, and would cost SciPy a call of Python a row.
+        if not with_nan.all():
+            answers = values[invalid]
+            answers[~with_nan] = scipys_entropy(*(x[~with_nan] for x in rows), base=base, axis=-1)
+            values[invalid] = answers
     return np.expand_dims(values, reduced) if keepdims else values
 
 
