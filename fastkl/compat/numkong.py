@@ -252,10 +252,25 @@ def _operands(
         return None
     if first.shape[-1] != second.shape[-1]:
         return None
+    name = own_name
+    if "dtype" in options:
+        try:
+            name = _type_name(options["dtype"])
+        except (TypeError, ValueError):
+            return None
+    held = _TYPES.get(name)
+    if held is None:
+        return None
+    if not first.itemsize == second.itemsize == held.itemsize:
+        if "dtype" not in options:
+            return None
+        widths = f"elements of {first.itemsize} and {second.itemsize} bytes cannot be read as {name}"
+        raise ValueError(f"{widths}, which has {held.itemsize}")
+
     trial = dict(options)
     if "out" in options:
         place = _described(options["out"])
-        if place is None or place[0].ndim not in (1, 2) or place[0].strides[-1] != place[0].itemsize:
+        if place is None or place[0].ndim not in (1, 2) or abs(place[0].strides[-1]) != place[0].itemsize:
             return None
         # Not the caller's, which may overlap an operand.
         shape = (1,) * ndim
@@ -263,17 +278,13 @@ def _operands(
         trial["out"] = numkong.empty(shape, dtype=place[1]) if is_tensor else np.empty(shape, place[0].dtype)
     # Of tables their first rows; of two rows as much as tells how far apart their elements lie.
     most = 2 if first.ndim == second.ndim == 1 else None
-    parts = [
-        (x if isinstance(x, numkong.Tensor) else array)[: most if array.ndim == 1 else 1]
-        for x, array in ((a, first), (b, second))
-    ]
+    parts = []
+    for x, array in ((a, first), (b, second)):
+        whole: Any = x if isinstance(x, numkong.Tensor) else array
+        part = whole[: most if array.ndim == 1 else 1]
+        # NumKong takes a row that runs backwards, but reads on from its first element.
+        parts.append(part[..., ::-1] if array.strides[-1] < 0 else part)
     original(*parts, **trial)
-
-    name = _type_name(options["dtype"]) if "dtype" in options else own_name
-    held = _TYPES[name]
-    if not first.itemsize == second.itemsize == held.itemsize:
-        widths = f"elements of {first.itemsize} and {second.itemsize} bytes cannot be read as {name}"
-        raise ValueError(f"{widths}, which has {held.itemsize}")
     return first.view(held), second.view(held), "bfloat16" if name == "bfloat16" else None
 
 
