@@ -1,6 +1,7 @@
 """``fastkl.compat.numkong`` against NumKong, and against exact values where NumKong's are wrong."""
 
 import array
+import doctest
 import inspect
 
 import numpy as np
@@ -417,3 +418,9 @@ def test_where_numkong_is_wrong(level, metric, p, q):
     assert not abs(theirs - right) <= 1e-3 * right or (np.isinf(right) and theirs != right)
     # 8 ulp, the bound of the accuracy contract: what it is relative to, Σ φ + |Σp − Σq|, is the result itself here.
     assert ours == right or abs(ours - right) <= 8 * np.spacing(right)
+
+
+def test_examples():
+    failed, attempted = doctest.testmod(drop_in)
+    assert attempted
+    assert not failed

@@ -1,5 +1,6 @@
 """``fastkl.compat.scipy_distance`` against SciPy's own functions, and against exact values where SciPy's are wrong."""
 
+import doctest
 import inspect
 import tracemalloc
 from fractions import Fraction
@@ -323,3 +324,9 @@ def test_where_scipy_is_wrong(level, pair):
         ours = call(getattr(drop_in, function))
         assert not abs(theirs - right) <= 1e-3 * right
         assert abs(ours - right) <= 8 * np.spacing(right)  # the bound of the accuracy contract
+
+
+def test_examples():
+    failed, attempted = doctest.testmod(drop_in)
+    assert attempted
+    assert not failed

@@ -1,5 +1,6 @@
 """``fastkl.compat.scipy_stats`` against SciPy's own functions, and against exact values where SciPy's are wrong."""
 
+import doctest
 import inspect
 from fractions import Fraction
 
@@ -269,3 +270,9 @@ def test_where_scipy_is_wrong(level, operands):
     assert not abs(theirs - right) <= 1e-3 * right
     # The bounds of the accuracy contract.
     assert abs(ours - right) <= (8 if ours.dtype == np.float64 else 4) * np.spacing(ours.dtype.type(right))
+
+
+def test_examples():
+    failed, attempted = doctest.testmod(scipy_stats)
+    assert attempted
+    assert not failed
