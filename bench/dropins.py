@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+import fastkl
 from bench.report import Figure
 from bench.timing import Settings, interleaved, repeated
 
@@ -31,7 +33,65 @@ def rows_of(rows: int, length: int, rng: np.random.Generator, dtype: str = "floa
     return weights[0] if rows == 1 else weights
 
 
-FAMILIES: tuple[Callable[[], Iterator[DropIn]], ...] = ()
+def pair_of(keywords: dict, operands: int = 2, dtype: str = "float64") -> Callable:
+    """The way to bind a function of one or two arrays of rows."""
+
+    def bind(function: Callable, rows: int, length: int, rng: np.random.Generator) -> Callable[[], object]:
+        arrays = [rows_of(rows, length, rng, dtype) for _ in range(operands)]
+        return lambda: function(*arrays, **keywords)
+
+    return bind
+
+
+# What compares each row of a table with each of another: the rows of a size are the pairs.
+ALL_PAIRS = {"100 × 100 × 64": (10_000, 64), "2,000 × 2,000 × 128": (4_000_000, 128)}
+
+
+def all_pairs_of(keywords: dict, operands: int = 2) -> Callable:
+    """The way to bind a function of one or two tables, each row of which is compared with each."""
+
+    def bind(function: Callable, pairs: int, length: int, rng: np.random.Generator) -> Callable[[], object]:
+        tables = [rows_of(math.isqrt(pairs), length, rng) for _ in range(operands)]
+        return lambda: function(*tables, **keywords)
+
+    return bind
+
+
+def _scipy_stats() -> Iterator[DropIn]:
+    import scipy.stats
+
+    from fastkl.compat import scipy_stats
+
+    entropy = scipy.stats.entropy, scipy_stats.entropy
+    yield DropIn("stats.entropy(p)", *entropy, pair_of({"axis": -1}, operands=1), SIZES)
+    yield DropIn("stats.entropy(p, q)", *entropy, pair_of({"axis": -1}), SIZES)
+
+
+def _scipy_distance() -> Iterator[DropIn]:
+    from scipy.spatial import distance
+
+    from fastkl.compat import scipy_distance
+
+    js = {"metric": "jensenshannon"}
+    yield DropIn(
+        "distance.jensenshannon", distance.jensenshannon, scipy_distance.jensenshannon, pair_of({"axis": -1}), SIZES
+    )
+    yield DropIn("distance.cdist", distance.cdist, scipy_distance.cdist, all_pairs_of(js), ALL_PAIRS)
+    yield DropIn("distance.pdist", distance.pdist, scipy_distance.pdist, all_pairs_of(js, operands=1), ALL_PAIRS)
+
+
+def _numkong() -> Iterator[DropIn]:
+    import numkong
+
+    from fastkl.compat import numkong as drop_in
+
+    for name in ("kld", "jsd"):
+        yield DropIn(f"numkong.{name}", getattr(numkong, name), getattr(drop_in, name), pair_of({}), SIZES)
+        every_thread = all_pairs_of({"metric": name, "threads": fastkl.get_num_threads()})
+        yield DropIn(f"numkong.cdist, {name}", numkong.cdist, drop_in.cdist, every_thread, ALL_PAIRS)
+
+
+FAMILIES: tuple[Callable[[], Iterator[DropIn]], ...] = (_scipy_stats, _scipy_distance, _numkong)
 """The drop-ins of each namespace; what it stands in for is imported when it is called."""
 
 
