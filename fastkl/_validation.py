@@ -368,6 +368,14 @@ def deliver(
     return target if rows.batch_shape else target[()]
 
 
+def axis_number(axis: SupportsIndex) -> int:
+    """Check that ``axis`` is a number."""
+    try:
+        return operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an int, got {_type_of(axis)}") from None
+
+
 def invalid_choice(invalid: str) -> str:
     """Check ``invalid``."""
     if invalid not in ("nan", "raise"):
@@ -598,6 +606,11 @@ def _types(types: tuple[str, ...]) -> Types:
     return Types(types, row_type, _FLOAT64 if row_type == "float64" else _FLOAT32)
 
 
+def result_type(types: tuple[str, ...]) -> np.dtype[Any]:
+    """The type of the result for operands of types of these names."""
+    return _types(types).result
+
+
 _MATCHING = {dtype: _types((name,) * 2) for dtype, name in _TYPE_NAMES.items()}
 _MATCHING_FOUR = {dtype: _types((name,) * 4) for dtype, name in _TYPE_NAMES.items()}
 
@@ -618,10 +631,7 @@ def _some_bfloat16(dtype: str | None, types: tuple[str, ...]) -> None:
 
 def _negative_axis(axis: SupportsIndex, ndim: int, shapes: str) -> int:
     """The reduced axis, counted from the end."""
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"axis must be an int, got {_type_of(axis)}") from None
+    index = axis_number(axis)
     if not -ndim <= index < ndim:
         raise np.exceptions.AxisError(f"axis {index} is out of bounds: {shapes}")
     return index if index < 0 else index - ndim
