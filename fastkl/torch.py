@@ -17,13 +17,14 @@ invalid row are NaN. :mod:`fastkl.logits` and :mod:`fastkl.gaussian` say what th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.library import custom_op
 
@@ -108,19 +109,26 @@ def kl_divergence(
     tensor([[ 0.0000,  0.0000],
             [-0.4120,  0.1373]])
     """
-    if _at_once(p, q):
-        return _called(
-            discrete.kl_divergence,
-            (p, q),
-            normalize=normalize,
-            base=base,
-            axis=axis,
-            keepdims=keepdims,
-            n_threads=n_threads,
-            invalid=invalid,
+    seen = _seen((p, q))
+    if seen is not None:
+        arrays, dtype = seen
+        return _tensor(
+            discrete.kl_divergence(
+                *arrays,
+                normalize=normalize,
+                base=base,
+                axis=axis,
+                keepdims=keepdims,
+                n_threads=n_threads,
+                invalid=invalid,
+                dtype=dtype,
+            )
         )
     _refuse_others("kl_divergence", p=p, q=q)
-    return _OPS.kl_divergence.default(p, q, bool(normalize), *_common(base, axis, keepdims, n_threads, invalid))
+    result: Tensor = _dispatched(
+        "kl_divergence", p, q, bool(normalize), *_common(base, axis, keepdims, n_threads, invalid)
+    )
+    return result
 
 
 def js_divergence(
@@ -173,21 +181,26 @@ def js_divergence(
     >>> fastkl.torch.js_divergence(torch.tensor([[1, 1], [1, 0]]), torch.tensor([[1, 1], [0, 1]]), base=2)
     tensor([0., 1.], dtype=torch.float64)
     """
-    if _at_once(p, q):
-        return _called(
-            discrete.js_divergence,
-            (p, q),
-            weight=weight,
-            normalize=normalize,
-            base=base,
-            axis=axis,
-            keepdims=keepdims,
-            n_threads=n_threads,
-            invalid=invalid,
+    seen = _seen((p, q))
+    if seen is not None:
+        arrays, dtype = seen
+        return _tensor(
+            discrete.js_divergence(
+                *arrays,
+                weight=weight,
+                normalize=normalize,
+                base=base,
+                axis=axis,
+                keepdims=keepdims,
+                n_threads=n_threads,
+                invalid=invalid,
+                dtype=dtype,
+            )
         )
     _refuse_others("js_divergence", p=p, q=q)
     common = _common(base, axis, keepdims, n_threads, invalid)
-    return _OPS.js_divergence.default(p, q, js_weight(weight), bool(normalize), *common)
+    result: Tensor = _dispatched("js_divergence", p, q, js_weight(weight), bool(normalize), *common)
+    return result
 
 
 def kl_divergence_from_logits(
@@ -237,20 +250,27 @@ def kl_divergence_from_logits(
     >>> q.grad
     tensor([-0.4621,  0.4621])
     """
-    if _at_once(p_logits, q_logits):
-        return _called(
-            logits.kl_divergence_from_logits,
-            (p_logits, q_logits),
-            temperature=temperature,
-            base=base,
-            axis=axis,
-            keepdims=keepdims,
-            n_threads=n_threads,
-            invalid=invalid,
+    seen = _seen((p_logits, q_logits))
+    if seen is not None:
+        arrays, dtype = seen
+        return _tensor(
+            logits.kl_divergence_from_logits(
+                *arrays,
+                temperature=temperature,
+                base=base,
+                axis=axis,
+                keepdims=keepdims,
+                n_threads=n_threads,
+                invalid=invalid,
+                dtype=dtype,
+            )
         )
     _refuse_others("kl_divergence_from_logits", p_logits=p_logits, q_logits=q_logits)
     common = _common(base, axis, keepdims, n_threads, invalid)
-    return _OPS.kl_divergence_from_logits.default(p_logits, q_logits, softmax_temperature(temperature), *common)
+    result: Tensor = _dispatched(
+        "kl_divergence_from_logits", p_logits, q_logits, softmax_temperature(temperature), *common
+    )
+    return result
 
 
 def distillation_loss(
@@ -303,18 +323,23 @@ def distillation_loss(
     tensor([[-0.2449,  0.2449],
             [-0.1086,  0.1086]])
     """
-    if _at_once(student_logits, teacher_logits):
-        return _called(
-            logits.distillation_loss,
-            (student_logits, teacher_logits),
-            temperature=temperature,
-            reduction=reduction,
-            axis=axis,
-            n_threads=n_threads,
-            invalid=invalid,
+    seen = _seen((student_logits, teacher_logits))
+    if seen is not None:
+        arrays, dtype = seen
+        return _tensor(
+            logits.distillation_loss(
+                *arrays,
+                temperature=temperature,
+                reduction=reduction,
+                axis=axis,
+                n_threads=n_threads,
+                invalid=invalid,
+                dtype=dtype,
+            )
         )
     _refuse_others("distillation_loss", student_logits=student_logits, teacher_logits=teacher_logits)
-    return _OPS.distillation_loss.default(
+    result: Tensor = _dispatched(
+        "distillation_loss",
         student_logits,
         teacher_logits,
         distillation_temperature(temperature),
@@ -323,6 +348,7 @@ def distillation_loss(
         thread_bound(n_threads),
         invalid_choice(invalid),
     )
+    return result
 
 
 def gaussian_kl(
@@ -377,50 +403,76 @@ def gaussian_kl(
     >>> mean.grad
     tensor([ 0.5000, -1.0000])
     """
-    operands = (mean_p, scale_p) if mean_q is None and scale_q is None else (mean_p, scale_p, mean_q, scale_q)
-    if _at_once(*(x for x in operands if not _is_number(x))):
-        return _called(
-            gaussian.gaussian_kl,
-            operands,
-            scale=scale,
-            axis=axis,
-            keepdims=keepdims,
-            n_threads=n_threads,
-            invalid=invalid,
-        )
     given, names = gaussian_operands(mean_p, scale_p, mean_q, scale_q)
-    tensors = {name: x for name, x in zip(names, given, strict=True) if not _is_number(x)}
-    _refuse_others("gaussian_kl", **tensors)
-    dtype = _result_dtype(tensors.values())
-    converted = [torch.tensor(x, dtype=dtype) if _is_number(x) else x for x in given]
-    return _OPS.gaussian_kl.default(
-        *(converted if len(converted) == 4 else (*converted, None, None)),
+    operands = [x if isinstance(x, Tensor) else _from_number(x, given) for x in given]
+    seen = _seen(operands)
+    if seen is not None:
+        arrays, dtype = seen
+        return _tensor(
+            gaussian.gaussian_kl(
+                *arrays,
+                scale=scale,
+                axis=axis,
+                keepdims=keepdims,
+                n_threads=n_threads,
+                invalid=invalid,
+                dtype=dtype,
+            )
+        )
+    _refuse_others("gaussian_kl", **dict(zip(names, operands, strict=True)))
+    result: Tensor = _dispatched(
+        "gaussian_kl",
+        *(operands if len(operands) == 4 else (*operands, None, None)),
         gaussian_scale(scale),
         None if axis is None else axis_number(axis),
         bool(keepdims),
         thread_bound(n_threads),
         invalid_choice(invalid),
     )
+    return result
 
 
-def _at_once(*operands: object) -> bool:
-    """Whether to call the kernels without PyTorch's dispatcher: these are plain, and nobody is to hear of the call."""
-    if torch.compiler.is_compiling():
-        return False
-    # Modes see every call; torch.func wraps tensors in what looks like them; tangents are not to be lost.
+def _seen(operands: Iterable[Any]) -> tuple[list[Array], Literal["bfloat16"] | None] | None:
+    """Tensors as NumPy sees them, and the ``dtype`` to say so; None if the call must go through PyTorch's dispatcher.
+
+    That is where something is to be differentiated, traced or intercepted, or an operand is not what it should be.
+    """
+    # Modes see every call; torch.func's wrappers pass for tensors; tangents are not to be lost.
     if (
-        _len_torch_dispatch_stack()
+        torch.compiler.is_compiling()
+        or _len_torch_dispatch_stack()
         or _len_torch_function_stack()
         or peek_interpreter_stack() is not None
         or _get_tracing_state() is not None
         or forward_ad._current_level >= 0
     ):
-        return False
-    recording = torch.is_grad_enabled()
-    for x in operands:
-        if type(x) is not Tensor or not x.is_cpu or x.layout is not torch.strided or (recording and x.requires_grad):
-            return False
-    return True
+        return None
+    arrays: list[Array] = []
+    halves = False
+    try:
+        for x in operands:
+            if type(x) is not Tensor:
+                return None
+            if x.dtype is torch.bfloat16:
+                halves = True
+                arrays.append(x.view(torch.uint16).numpy())
+            else:
+                arrays.append(x.numpy())
+    except (RuntimeError, TypeError):  # it requires a gradient, or has no memory that NumPy could read
+        return None
+    if halves:
+        return None if any(x.dtype is torch.uint16 for x in operands) else (arrays, "bfloat16")
+    return arrays, None
+
+
+def _dispatched(operator: str, *arguments: Any) -> Any:
+    """The result of an operator: a tensor, or for gradients several."""
+    # An operator with a formula for its gradient is not taken by torch.func, whose level of grad() is the topmost here.
+    if not torch.compiler.is_compiling():
+        topmost = peek_interpreter_stack()
+        if topmost is not None and topmost.key() == TransformType.Grad:
+            return _FUNCTIONS[operator].apply(*arguments)
+    return getattr(_OPS, operator).default(*arguments)
 
 
 def _refuse_others(function: str, **operands: object) -> None:
@@ -435,7 +487,14 @@ def _refuse_others(function: str, **operands: object) -> None:
             raise TypeError(f"{name} is on the device {x.device}; pass {name}.cpu()")
         if x.layout is not torch.strided:
             raise TypeError(f"{name} has the layout {x.layout}; pass {name}.to_dense()")
-        _type_name(name, x)
+        if x.dtype not in _TYPE_NAMES:
+            raise TypeError(
+                f"{name} has dtype {x.dtype}; pass float64, float32, float16, bfloat16, integers or bool, for instance "
+                f"{name}.to(torch.float64)"
+            )
+        # An operator has no rule for tangents, and PyTorch would take that for a derivative of 0.
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NotImplementedError(f"{name} has a tangent, and derivatives are found backwards alone")
 
 
 def _common(
@@ -447,45 +506,40 @@ def _common(
     return unit, axis_number(axis), bool(keepdims), thread_bound(n_threads), invalid_choice(invalid)
 
 
-def _type_name(name: str, x: Tensor) -> str:
-    try:
-        return _TYPE_NAMES[x.dtype]
-    except KeyError:
-        raise TypeError(
-            f"{name} has dtype {x.dtype}; pass float64, float32, float16, bfloat16, integers or bool, for instance "
-            f"{name}.to(torch.float64)"
-        ) from None
-
-
-def _result_dtype(operands: Iterable[Tensor]) -> torch.dtype:
-    names = tuple(_TYPE_NAMES[x.dtype] for x in operands)
+def _result_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    names = tuple(_TYPE_NAMES[dtype] for dtype in dtypes)
     return torch.float32 if result_type(names) == np.float32 else torch.float64
 
 
-def _is_number(x: object) -> bool:
-    return type(x) is float or type(x) is int
+def _from_number(x: Any, operands: Sequence[Any]) -> Any:
+    """A Python number as a tensor of the type that it has beside tensors; what is neither as it is."""
+    if type(x) is not float and type(x) is not int:
+        return x
+    dtypes = {other.dtype for other in operands if isinstance(other, Tensor)}
+    known = dtypes and dtypes.issubset(_TYPE_NAMES)
+    return torch.tensor(x, dtype=_result_dtype(dtypes) if known else torch.float64)
 
 
-def _arrays(operands: Sequence[Tensor | float]) -> tuple[list[Any], Literal["bfloat16"] | None]:
-    """The operands as NumPy sees them, in the same memory, and the ``dtype`` to call its functions with."""
-    halves = any(not _is_number(x) and x.dtype is torch.bfloat16 for x in operands)
-    arrays: list[Any] = []
-    for x in operands:
-        if _is_number(x):
-            arrays.append(x)
-        elif x.dtype is torch.bfloat16:
-            arrays.append(x.view(torch.uint16).numpy(force=True))
-        elif halves and x.dtype is torch.uint16:  # numbers, and not another's bits
-            arrays.append(x.to(torch.int32).numpy())
-        else:
-            arrays.append(x.numpy(force=True))  # a copy of no more than what is stored with the wrong sign
-    return arrays, "bfloat16" if halves else None
+def _arrays(*operands: Tensor | None) -> tuple[list[Array], Literal["bfloat16"] | None]:
+    """An operator's operands that were given as NumPy sees them, in the same memory, and the ``dtype`` to say so."""
+    given = _given(*operands)
+    dtypes = {x.dtype for x in given}
+    if torch.bfloat16 not in dtypes:
+        return [x.numpy(force=True) for x in given], None
+    if torch.uint16 in dtypes:  # which holds numbers here, not another type's bits
+        given = [x.to(torch.int32) if x.dtype is torch.uint16 else x for x in given]
+    return [(x.view(torch.uint16) if x.dtype is torch.bfloat16 else x).numpy(force=True) for x in given], "bfloat16"
 
 
-def _called(function: Callable[..., Any], operands: Sequence[Tensor | float], **options: Any) -> Tensor:
-    """What a function for arrays returns for tensors, as a tensor in the same memory."""
-    arrays, dtype = _arrays(operands)
-    return torch.from_numpy(function(*arrays, dtype=dtype, **options)[...])
+def _called(function: Callable[..., Any], operands: Sequence[Tensor | None], **options: Any) -> Tensor:
+    """What a function for arrays gives for tensors."""
+    arrays, dtype = _arrays(*operands)
+    return _tensor(function(*arrays, dtype=dtype, **options))
+
+
+def _tensor(result: Any) -> Tensor:
+    """An array, or a scalar of NumPy's, as a tensor in the same memory."""
+    return torch.from_numpy(result[...])
 
 
 _TYPE_NAMES = {
@@ -559,12 +613,11 @@ def _discrete_backward(
     normalize: bool,
     base: float | None,
     axis: int,
-    keepdims: bool,
 ) -> list[Tensor]:
-    (p_array, q_array), dtype = _arrays((p, q))
+    # Of the operators for gradients, upstream has all axes: the reduced one has length 1.
+    (p_array, q_array), dtype = _arrays(p, q)
     rows = row_pairs(p_array, q_array, axis, dtype)
-    factor = upstream.squeeze(axis) if keepdims else upstream
-    gradients = discrete_gradients(rows, factor.numpy(force=True), weight, normalize, log_base(base))
+    gradients = discrete_gradients(rows, upstream.squeeze(axis).numpy(force=True), weight, normalize, log_base(base))
     return _fitted(gradients, (p, q), needed)
 
 
@@ -623,12 +676,14 @@ def _logits_backward(
     axis: int,
     n_threads: int | None,
 ) -> list[Tensor]:
-    # upstream has the reduced axis, of length 1
-    arrays, dtype = _arrays((p_logits, q_logits))
-    gradients = logits.kl_divergence_from_logits_grad(
-        *arrays, temperature=temperature, base=base, axis=axis, n_threads=n_threads, dtype=dtype
-    )
-    return _fitted(gradients, (p_logits, q_logits), needed, upstream)
+    arrays, dtype = _arrays(p_logits, q_logits)
+    options: dict[str, Any] = {"temperature": temperature, "axis": axis, "n_threads": n_threads, "dtype": dtype}
+    if needed[0] or not 1e-150 <= temperature <= 1e150:
+        gradients = logits.kl_divergence_from_logits_grad(*arrays, base=base, **options)
+        return _fitted(gradients, (p_logits, q_logits), needed, upstream)
+    # With a p that stays as it is, there is no need to have its gradient in memory: T (q - p) is that of T² D.
+    _, slopes = logits.distillation_loss(*arrays[::-1], reduction="none", return_grad=True, **options)
+    return _fitted([slopes], [q_logits], [True], upstream / (temperature**2 * log_base(base)))
 
 
 @custom_op("fastkl::gaussian_kl", mutates_args=(), device_types="cpu")
@@ -645,7 +700,7 @@ def _gaussian_kl(
 ) -> Tensor:
     return _called(
         gaussian.gaussian_kl,
-        _given(mean_p, scale_p, mean_q, scale_q),
+        (mean_p, scale_p, mean_q, scale_q),
         scale=scale,
         axis=axis,
         keepdims=keepdims,
@@ -665,8 +720,9 @@ def _gaussian_backward(
     scale: str,
 ) -> list[Tensor]:
     operands = _given(mean_p, scale_p, mean_q, scale_q)
-    arrays, dtype = _arrays(operands)
-    return _fitted(gaussian.gaussian_kl_grad(*arrays, scale=scale, dtype=dtype), operands, needed, upstream)
+    arrays, dtype = _arrays(*operands)
+    options: dict[str, Any] = {"scale": scale, "dtype": dtype}
+    return _fitted(gaussian.gaussian_kl_grad(*arrays, **options), operands, needed, upstream)
 
 
 def _given(*operands: Tensor | None) -> list[Tensor]:
@@ -750,14 +806,14 @@ def _reduced(operands: Sequence[Tensor], axis: int | None, keepdims: bool) -> Te
     """An empty result of a reduction, None for an ``axis`` that is not reduced."""
     shapes = [tuple(x.shape) for x in operands]
     if axis is None:
-        shape = torch.broadcast_shapes(*shapes)
+        shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
     else:
         ndim = max(len(shape) for shape in shapes)
         at = axis % ndim
         padded = [(*(1,) * (ndim - len(shape)), *shape) for shape in shapes]
         kept = (1,) if keepdims else ()
-        shape = torch.broadcast_shapes(*((*shape[:at], *kept, *shape[at + 1 :]) for shape in padded))
-    return operands[0].new_empty(shape, dtype=_result_dtype(operands))
+        shape = torch.broadcast_shapes(*((*shape[:at], *kept, *shape[at + 1 :]) for shape in padded))  # type: ignore[no-untyped-call]
+    return operands[0].new_empty(shape, dtype=_result_dtype({x.dtype for x in operands}))
 
 
 def _alike(operands: Sequence[Tensor], needed: list[bool]) -> list[Tensor]:
@@ -777,7 +833,7 @@ def _save_four(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.options = inputs[4:]
 
 
-def _placed(gradients: list[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _placed(gradients: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """A gradient for each argument of an operator, those that are needed in their places."""
     remaining = iter(gradients)
     return tuple(next(remaining) if wanted else None for wanted in needed)
@@ -785,23 +841,25 @@ def _placed(gradients: list[Tensor], needed: Sequence[bool]) -> tuple[Tensor | N
 
 def _kl_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     normalize, base, axis, keepdims, *_ = ctx.options
-    needed = list(ctx.needs_input_grad[:2])
-    options = None, normalize, base, axis, keepdims
-    return _placed(_OPS.discrete_backward.default(upstream, *ctx.saved_tensors, needed, *options), ctx.needs_input_grad)
+    return _pair_backward(ctx, "discrete_backward", upstream, (None, normalize, base, axis), axis, keepdims)
 
 
 def _js_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    options = ctx.options[:5]
-    needed = list(ctx.needs_input_grad[:2])
-    return _placed(_OPS.discrete_backward.default(upstream, *ctx.saved_tensors, needed, *options), ctx.needs_input_grad)
+    *options, axis, keepdims, _, _ = ctx.options
+    return _pair_backward(ctx, "discrete_backward", upstream, (*options, axis), axis, keepdims)
 
 
 def _kl_from_logits_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     temperature, base, axis, keepdims, n_threads, _ = ctx.options
-    needed = list(ctx.needs_input_grad[:2])
+    return _pair_backward(ctx, "logits_backward", upstream, (temperature, base, axis, n_threads), axis, keepdims)
+
+
+def _pair_backward(
+    ctx: Any, operator: str, upstream: Tensor, options: tuple[Any, ...], axis: int, keepdims: bool
+) -> tuple[Tensor | None, ...]:
     rows = upstream if keepdims else upstream.unsqueeze(axis)
-    options = temperature, base, axis, n_threads
-    return _placed(_OPS.logits_backward.default(rows, *ctx.saved_tensors, needed, *options), ctx.needs_input_grad)
+    gradients = _dispatched(operator, rows, *ctx.saved_tensors, list(ctx.needs_input_grad[:2]), *options)
+    return _placed(gradients, ctx.needs_input_grad)
 
 
 def _distillation_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -814,19 +872,131 @@ def _distillation_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, .
     elif reduction == "batchmean":
         rows = rows / _reduced((student, teacher), axis, keepdims=False).numel()
     options = temperature, None, axis, n_threads
-    gradients = _OPS.logits_backward.default(rows, teacher, student, [to_teacher, to_student], *options)
+    gradients = _dispatched("logits_backward", rows, teacher, student, [to_teacher, to_student], *options)
     return _placed(gradients[::-1], ctx.needs_input_grad)
 
 
-def _gaussian_backward_(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+def _gaussian_kl_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     scale, axis, keepdims, *_ = ctx.options
     needed = list(ctx.needs_input_grad[:4])
     rows = upstream if keepdims or axis is None else upstream.unsqueeze(axis)
-    return _placed(_OPS.gaussian_backward.default(rows, *ctx.saved_tensors, needed, scale), ctx.needs_input_grad)
+    gradients = _dispatched("gaussian_backward", rows, *ctx.saved_tensors, needed, scale)
+    return _placed(gradients, ctx.needs_input_grad)
 
 
-_kl_divergence.register_autograd(_kl_backward, setup_context=_save_pair)
-_js_divergence.register_autograd(_js_backward, setup_context=_save_pair)
-_kl_divergence_from_logits.register_autograd(_kl_from_logits_backward, setup_context=_save_pair)
-_distillation_loss.register_autograd(_distillation_backward, setup_context=_save_pair)
-_gaussian_kl.register_autograd(_gaussian_backward_, setup_context=_save_four)
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def _no_second_derivative(ctx: Any, *upstream: Any) -> None:
+    raise NotImplementedError("second derivatives of fastkl.torch's functions are not there")
+
+
+def _forward(operator: str, *arguments: Any) -> Any:
+    result = _dispatched(operator, *arguments)
+    return tuple(result) if isinstance(result, list) else result
+
+
+_FUNCTIONS: dict[str, Any] = {}
+
+for _operator, _backward, _setup in (
+    (_kl_divergence, _kl_backward, _save_pair),
+    (_js_divergence, _js_backward, _save_pair),
+    (_kl_divergence_from_logits, _kl_from_logits_backward, _save_pair),
+    (_distillation_loss, _distillation_backward, _save_pair),
+    (_gaussian_kl, _gaussian_kl_backward, _save_four),
+    (_discrete_backward, _no_second_derivative, _save_nothing),
+    (_logits_backward, _no_second_derivative, _save_nothing),
+    (_gaussian_backward, _no_second_derivative, _save_nothing),
+):
+    _operator.register_autograd(_backward, setup_context=_setup)
+    _name = _operator._name
+    _FUNCTIONS[_name] = type(
+        _name,
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(partial(_forward, _name)),
+            "setup_context": staticmethod(_setup),
+            "backward": staticmethod(_backward),
+            "generate_vmap_rule": True,
+        },
+    )
+
+
+# What torch.vmap needs to know: the mapped axis is put before those of the batch.
+
+
+def _aligned(info: Any, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> list[Tensor | None]:
+    """Operands with the mapped axis first, and axes of length 1 behind it where they have fewer than others."""
+    mapped = [
+        None if x is None else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(tensors, dims, strict=True)
+    ]
+    ndim = max(x.dim() for x in mapped if x is not None)
+    return [None if x is None else x.reshape(len(x), *(1,) * (ndim - x.dim()), *x.shape[1:]) for x in mapped]
+
+
+def _from_end(axis: int, operands: Sequence[Tensor | None]) -> int:
+    """The axis of such operands without their first one, counted from the end."""
+    ndim = next(x.dim() for x in operands if x is not None) - 1
+    return axis if axis < 0 else axis - ndim
+
+
+def _reduction_vmap(operator: str, axis_at: int) -> Callable[..., tuple[Tensor, int]]:
+    def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Tensor, int]:
+        operands = _aligned(info, arguments[:2], in_dims[:2])
+        options = list(arguments[2:])
+        options[axis_at] = _from_end(options[axis_at], operands)
+        return _dispatched(operator, *operands, *options), 0
+
+    return rule
+
+
+def _distillation_vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Tensor, int]:
+    temperature, reduction, axis, *options = arguments[2:]
+    operands = _aligned(info, arguments[:2], in_dims[:2])
+    losses = _dispatched("distillation_loss", *operands, temperature, "none", _from_end(axis, operands), *options)
+    if reduction == "none":
+        return losses, 0
+    losses_of_each = losses.flatten(1).to(torch.float64) if losses.dim() > 1 else losses.unsqueeze(1).to(torch.float64)
+    total = losses_of_each.mean(1) if reduction == "batchmean" else losses_of_each.sum(1)
+    return total.to(losses.dtype), 0
+
+
+def _gaussian_vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Tensor, int]:
+    scale, axis, *options = arguments[4:]
+    operands = _aligned(info, arguments[:4], in_dims[:4])
+    if axis is not None:
+        axis = _from_end(axis, operands)
+        length = max(x.shape[axis] for x in operands if x is not None)
+        for i, (x, given, dim) in enumerate(zip(operands, arguments[:4], in_dims[:4], strict=True)):
+            if x is not None and given.dim() == (dim is not None):  # scalars alone are stretched along the axis
+                operands[i] = x.expand(*x.shape[:axis], length, *x.shape[x.dim() + axis + 1 :])
+    return _dispatched("gaussian_kl", *operands, scale, axis, *options), 0
+
+
+def _backward_vmap(
+    operator: str, n_operands: int, axis_at: int | None
+) -> Callable[..., tuple[list[Tensor], list[int]]]:
+    def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+        operands = _aligned(info, arguments[: 1 + n_operands], in_dims[: 1 + n_operands])
+        needed, *options = arguments[1 + n_operands :]
+        if axis_at is not None:
+            options[axis_at] = _from_end(options[axis_at], operands)
+        gradients = _dispatched(operator, *operands, needed, *options)
+        of = zip(arguments[1 : 1 + n_operands], in_dims[1 : 1 + n_operands], needed, strict=True)
+        shapes = [x.shape if dim is None else x.movedim(dim, 0).shape[1:] for x, dim, wanted in of if wanted]
+        fitted = [x.reshape(info.batch_size, *shape) for x, shape in zip(gradients, shapes, strict=True)]
+        return fitted, [0] * len(fitted)
+
+    return rule
+
+
+_kl_divergence.register_vmap(_reduction_vmap("kl_divergence", 2))
+_js_divergence.register_vmap(_reduction_vmap("js_divergence", 3))
+_kl_divergence_from_logits.register_vmap(_reduction_vmap("kl_divergence_from_logits", 2))
+_distillation_loss.register_vmap(_distillation_vmap)
+_gaussian_kl.register_vmap(_gaussian_vmap)
+_discrete_backward.register_vmap(_backward_vmap("discrete_backward", 2, 3))
+_logits_backward.register_vmap(_backward_vmap("logits_backward", 2, 2))
+_gaussian_backward.register_vmap(_backward_vmap("gaussian_backward", 4, None))
