@@ -7,7 +7,9 @@ kernels are called at once, without the dispatcher. Differences from the functio
 
 * ``out`` and ``dtype`` are left out: results are new tensors, and a tensor of ``torch.bfloat16`` says what it is.
 * A result without axes is a tensor without axes.
-* Gradients have the dtype and the shape of the operand; second derivatives are not there and raise RuntimeError.
+* Gradients have the dtype and the shape of the operand. Those that are to be differentiated in turn (second derivatives,
+  and all that ``torch.func`` does) are computed by PyTorch's own operations, with their speed and their errors.
+  Forward-mode derivatives raise NotImplementedError.
 * NumPy arrays, and tensors on another device or of another layout, raise TypeError.
 
 The gradients of discrete divergences treat a bin in which p is 0 as one whose term is the constant 0; those of an
@@ -28,7 +30,7 @@ from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.library import custom_op
 
-from fastkl import discrete, gaussian, logits
+from fastkl import _torch_gradients, discrete, gaussian, logits
 from fastkl._gradients import discrete_gradients
 from fastkl._validation import (
     axis_number,
@@ -125,10 +127,7 @@ def kl_divergence(
             )
         )
     _refuse_others("kl_divergence", p=p, q=q)
-    result: Tensor = _dispatched(
-        "kl_divergence", p, q, bool(normalize), *_common(base, axis, keepdims, n_threads, invalid)
-    )
-    return result
+    return _dispatched("kl_divergence", p, q, bool(normalize), *_common(base, axis, keepdims, n_threads, invalid))
 
 
 def js_divergence(
@@ -199,8 +198,7 @@ def js_divergence(
         )
     _refuse_others("js_divergence", p=p, q=q)
     common = _common(base, axis, keepdims, n_threads, invalid)
-    result: Tensor = _dispatched("js_divergence", p, q, js_weight(weight), bool(normalize), *common)
-    return result
+    return _dispatched("js_divergence", p, q, js_weight(weight), bool(normalize), *common)
 
 
 def kl_divergence_from_logits(
@@ -267,10 +265,7 @@ def kl_divergence_from_logits(
         )
     _refuse_others("kl_divergence_from_logits", p_logits=p_logits, q_logits=q_logits)
     common = _common(base, axis, keepdims, n_threads, invalid)
-    result: Tensor = _dispatched(
-        "kl_divergence_from_logits", p_logits, q_logits, softmax_temperature(temperature), *common
-    )
-    return result
+    return _dispatched("kl_divergence_from_logits", p_logits, q_logits, softmax_temperature(temperature), *common)
 
 
 def distillation_loss(
@@ -338,7 +333,7 @@ def distillation_loss(
             )
         )
     _refuse_others("distillation_loss", student_logits=student_logits, teacher_logits=teacher_logits)
-    result: Tensor = _dispatched(
+    return _dispatched(
         "distillation_loss",
         student_logits,
         teacher_logits,
@@ -348,7 +343,6 @@ def distillation_loss(
         thread_bound(n_threads),
         invalid_choice(invalid),
     )
-    return result
 
 
 def gaussian_kl(
@@ -420,7 +414,7 @@ def gaussian_kl(
             )
         )
     _refuse_others("gaussian_kl", **dict(zip(names, operands, strict=True)))
-    result: Tensor = _dispatched(
+    return _dispatched(
         "gaussian_kl",
         *(operands if len(operands) == 4 else (*operands, None, None)),
         gaussian_scale(scale),
@@ -429,7 +423,6 @@ def gaussian_kl(
         thread_bound(n_threads),
         invalid_choice(invalid),
     )
-    return result
 
 
 def _seen(operands: Iterable[Any]) -> tuple[list[Array], Literal["bfloat16"] | None] | None:
@@ -465,14 +458,15 @@ def _seen(operands: Iterable[Any]) -> tuple[list[Array], Literal["bfloat16"] | N
     return arrays, None
 
 
-def _dispatched(operator: str, *arguments: Any) -> Any:
-    """The result of an operator: a tensor, or for gradients several."""
-    # An operator with a formula for its gradient is not taken by torch.func, whose level of grad() is the topmost here.
-    if not torch.compiler.is_compiling():
-        topmost = peek_interpreter_stack()
-        if topmost is not None and topmost.key() == TransformType.Grad:
-            return _FUNCTIONS[operator].apply(*arguments)
-    return getattr(_OPS, operator).default(*arguments)
+def _dispatched(operator: str, *arguments: Any) -> Tensor:
+    """The result of an operator."""
+    result: Tensor
+    topmost = None if torch.compiler.is_compiling() else peek_interpreter_stack()
+    if topmost is not None and topmost.key() == TransformType.Grad:
+        result = _FUNCTIONS[operator].apply(*arguments)  # torch.func takes no operators with a formula of their own
+    else:
+        result = getattr(_OPS, operator).default(*arguments)
+    return result
 
 
 def _refuse_others(function: str, **operands: object) -> None:
@@ -618,7 +612,7 @@ def _discrete_backward(
     (p_array, q_array), dtype = _arrays(p, q)
     rows = row_pairs(p_array, q_array, axis, dtype)
     gradients = discrete_gradients(rows, upstream.squeeze(axis).numpy(force=True), weight, normalize, log_base(base))
-    return _fitted(gradients, (p, q), needed)
+    return _written(gradients, (p, q), needed)
 
 
 @custom_op("fastkl::kl_divergence_from_logits", mutates_args=(), device_types="cpu")
@@ -680,10 +674,10 @@ def _logits_backward(
     options: dict[str, Any] = {"temperature": temperature, "axis": axis, "n_threads": n_threads, "dtype": dtype}
     if needed[0] or not 1e-150 <= temperature <= 1e150:
         gradients = logits.kl_divergence_from_logits_grad(*arrays, base=base, **options)
-        return _fitted(gradients, (p_logits, q_logits), needed, upstream)
+        return _written(gradients, (p_logits, q_logits), needed, upstream)
     # With a p that stays as it is, there is no need to have its gradient in memory: T (q - p) is that of T² D.
     _, slopes = logits.distillation_loss(*arrays[::-1], reduction="none", return_grad=True, **options)
-    return _fitted([slopes], [q_logits], [True], upstream / (temperature**2 * log_base(base)))
+    return _written([slopes], [q_logits], [True], upstream / (temperature**2 * log_base(base)))
 
 
 @custom_op("fastkl::gaussian_kl", mutates_args=(), device_types="cpu")
@@ -722,25 +716,30 @@ def _gaussian_backward(
     operands = _given(mean_p, scale_p, mean_q, scale_q)
     arrays, dtype = _arrays(*operands)
     options: dict[str, Any] = {"scale": scale, "dtype": dtype}
-    return _fitted(gaussian.gaussian_kl_grad(*arrays, **options), operands, needed, upstream)
+    return _written(gaussian.gaussian_kl_grad(*arrays, **options), operands, needed, upstream)
 
 
 def _given(*operands: Tensor | None) -> list[Tensor]:
     return [x for x in operands if x is not None]
 
 
-def _fitted(
-    gradients: Sequence[Array], operands: Sequence[Tensor], needed: list[bool], upstream: Tensor | None = None
+def _written(
+    gradients: Sequence[Array], operands: Sequence[Tensor], needed: Sequence[bool], upstream: Tensor | None = None
 ) -> list[Tensor]:
-    """The gradients that are needed, in the shapes and dtypes of the operands, and times ``upstream``."""
-    fitted = []
-    for gradient, x, wanted in zip(gradients, operands, needed, strict=False):
-        if wanted:
-            slopes = torch.from_numpy(gradient)
-            if upstream is not None:
-                slopes *= upstream
-            fitted.append(slopes.sum_to_size(x.shape).to(x.dtype))
-    return fitted
+    """Those of the gradients that are needed, as :func:`_fitted` has them, in memory that is nobody else's."""
+    slopes = [torch.from_numpy(x) for x in gradients]
+    for x, wanted in zip(slopes, needed, strict=False):
+        if wanted and upstream is not None:
+            x *= upstream
+    return _fitted(slopes, operands, needed)
+
+
+def _fitted(
+    slopes: Sequence[Tensor], operands: Sequence[Tensor], needed: Sequence[bool], upstream: Tensor | None = None
+) -> list[Tensor]:
+    """Those of the gradients that are needed, in the shapes and dtypes of the operands, and times ``upstream``."""
+    chosen = [(slope, x) for slope, x, wanted in zip(slopes, operands, needed, strict=False) if wanted]
+    return [(slope if upstream is None else slope * upstream).sum_to_size(x.shape).to(x.dtype) for slope, x in chosen]
 
 
 # What the results look like.
@@ -841,60 +840,84 @@ def _placed(gradients: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor
 
 def _kl_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     normalize, base, axis, keepdims, *_ = ctx.options
-    return _pair_backward(ctx, "discrete_backward", upstream, (None, normalize, base, axis), axis, keepdims)
+    return _discrete_formula(ctx, upstream, None, normalize, base, axis, keepdims)
 
 
 def _js_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    *options, axis, keepdims, _, _ = ctx.options
-    return _pair_backward(ctx, "discrete_backward", upstream, (*options, axis), axis, keepdims)
+    weight, normalize, base, axis, keepdims, *_ = ctx.options
+    return _discrete_formula(ctx, upstream, weight, normalize, base, axis, keepdims)
+
+
+def _discrete_formula(
+    ctx: Any,
+    upstream: Tensor,
+    weight: float | None,
+    normalize: bool,
+    base: float | None,
+    axis: int,
+    keepdims: bool,
+) -> tuple[Tensor | None, ...]:
+    p, q = ctx.saved_tensors
+    needed = ctx.needs_input_grad
+    rows = upstream if keepdims else upstream.unsqueeze(axis)
+    if torch.is_grad_enabled():
+        slopes = _torch_gradients.discrete_gradients(p, q, weight, normalize, log_base(base), axis)
+        return _placed(_fitted(slopes, (p, q), needed, rows), needed)
+    options = list(needed[:2]), weight, normalize, base, axis
+    return _placed(_OPS.discrete_backward.default(rows, p, q, *options), needed)
 
 
 def _kl_from_logits_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     temperature, base, axis, keepdims, n_threads, _ = ctx.options
-    return _pair_backward(ctx, "logits_backward", upstream, (temperature, base, axis, n_threads), axis, keepdims)
-
-
-def _pair_backward(
-    ctx: Any, operator: str, upstream: Tensor, options: tuple[Any, ...], axis: int, keepdims: bool
-) -> tuple[Tensor | None, ...]:
+    p_logits, q_logits = ctx.saved_tensors
     rows = upstream if keepdims else upstream.unsqueeze(axis)
-    gradients = _dispatched(operator, rows, *ctx.saved_tensors, list(ctx.needs_input_grad[:2]), *options)
-    return _placed(gradients, ctx.needs_input_grad)
+    needed = ctx.needs_input_grad
+    gradients = _logits_formula(rows, p_logits, q_logits, needed[:2], temperature, base, axis, n_threads)
+    return _placed(gradients, needed)
 
 
 def _distillation_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     student, teacher = ctx.saved_tensors
     temperature, reduction, axis, n_threads, _ = ctx.options
-    to_student, to_teacher = ctx.needs_input_grad[:2]
+    to_student, to_teacher, *_ = needed = ctx.needs_input_grad
     rows = upstream * temperature**2
     if reduction == "none":
         rows = rows.unsqueeze(axis)
     elif reduction == "batchmean":
         rows = rows / _reduced((student, teacher), axis, keepdims=False).numel()
-    options = temperature, None, axis, n_threads
-    gradients = _dispatched("logits_backward", rows, teacher, student, [to_teacher, to_student], *options)
-    return _placed(gradients[::-1], ctx.needs_input_grad)
+    gradients = _logits_formula(rows, teacher, student, (to_teacher, to_student), temperature, None, axis, n_threads)
+    return _placed(gradients[::-1], needed)
+
+
+def _logits_formula(
+    rows: Tensor,
+    p_logits: Tensor,
+    q_logits: Tensor,
+    needed: Sequence[bool],
+    temperature: float,
+    base: float | None,
+    axis: int,
+    n_threads: int | None,
+) -> list[Tensor]:
+    gradients: list[Tensor]
+    if torch.is_grad_enabled():
+        slopes = _torch_gradients.logits_gradients(p_logits, q_logits, temperature, log_base(base), axis)
+        gradients = _fitted(slopes, (p_logits, q_logits), needed, rows)
+    else:
+        options = list(needed), temperature, base, axis, n_threads
+        gradients = _OPS.logits_backward.default(rows, p_logits, q_logits, *options)
+    return gradients
 
 
 def _gaussian_kl_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     scale, axis, keepdims, *_ = ctx.options
-    needed = list(ctx.needs_input_grad[:4])
+    needed = ctx.needs_input_grad
     rows = upstream if keepdims or axis is None else upstream.unsqueeze(axis)
-    gradients = _dispatched("gaussian_backward", rows, *ctx.saved_tensors, needed, scale)
-    return _placed(gradients, ctx.needs_input_grad)
-
-
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
-def _no_second_derivative(ctx: Any, *upstream: Any) -> None:
-    raise NotImplementedError("second derivatives of fastkl.torch's functions are not there")
-
-
-def _forward(operator: str, *arguments: Any) -> Any:
-    result = _dispatched(operator, *arguments)
-    return tuple(result) if isinstance(result, list) else result
+    if torch.is_grad_enabled():
+        operands = _given(*ctx.saved_tensors)
+        slopes = _torch_gradients.gaussian_gradients(operands, scale)
+        return _placed(_fitted(slopes, operands, needed, rows), needed)
+    return _placed(_OPS.gaussian_backward.default(rows, *ctx.saved_tensors, list(needed[:4]), scale), needed)
 
 
 _FUNCTIONS: dict[str, Any] = {}
@@ -905,17 +928,13 @@ for _operator, _backward, _setup in (
     (_kl_divergence_from_logits, _kl_from_logits_backward, _save_pair),
     (_distillation_loss, _distillation_backward, _save_pair),
     (_gaussian_kl, _gaussian_kl_backward, _save_four),
-    (_discrete_backward, _no_second_derivative, _save_nothing),
-    (_logits_backward, _no_second_derivative, _save_nothing),
-    (_gaussian_backward, _no_second_derivative, _save_nothing),
 ):
     _operator.register_autograd(_backward, setup_context=_setup)
-    _name = _operator._name
-    _FUNCTIONS[_name] = type(
-        _name,
+    _FUNCTIONS[_operator._name] = type(
+        _operator._name,
         (torch.autograd.Function,),
         {
-            "forward": staticmethod(partial(_forward, _name)),
+            "forward": staticmethod(partial(_dispatched, _operator._name)),
             "setup_context": staticmethod(_setup),
             "backward": staticmethod(_backward),
             "generate_vmap_rule": True,
@@ -975,28 +994,8 @@ def _gaussian_vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[
     return _dispatched("gaussian_kl", *operands, scale, axis, *options), 0
 
 
-def _backward_vmap(
-    operator: str, n_operands: int, axis_at: int | None
-) -> Callable[..., tuple[list[Tensor], list[int]]]:
-    def rule(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[list[Tensor], list[int]]:
-        operands = _aligned(info, arguments[: 1 + n_operands], in_dims[: 1 + n_operands])
-        needed, *options = arguments[1 + n_operands :]
-        if axis_at is not None:
-            options[axis_at] = _from_end(options[axis_at], operands)
-        gradients = _dispatched(operator, *operands, needed, *options)
-        of = zip(arguments[1 : 1 + n_operands], in_dims[1 : 1 + n_operands], needed, strict=True)
-        shapes = [x.shape if dim is None else x.movedim(dim, 0).shape[1:] for x, dim, wanted in of if wanted]
-        fitted = [x.reshape(info.batch_size, *shape) for x, shape in zip(gradients, shapes, strict=True)]
-        return fitted, [0] * len(fitted)
-
-    return rule
-
-
 _kl_divergence.register_vmap(_reduction_vmap("kl_divergence", 2))
 _js_divergence.register_vmap(_reduction_vmap("js_divergence", 3))
 _kl_divergence_from_logits.register_vmap(_reduction_vmap("kl_divergence_from_logits", 2))
 _distillation_loss.register_vmap(_distillation_vmap)
 _gaussian_kl.register_vmap(_gaussian_vmap)
-_discrete_backward.register_vmap(_backward_vmap("discrete_backward", 2, 3))
-_logits_backward.register_vmap(_backward_vmap("logits_backward", 2, 2))
-_gaussian_backward.register_vmap(_backward_vmap("gaussian_backward", 4, None))
