@@ -183,15 +183,17 @@ def gaussian_rows(
     They broadcast; but along ``axis``, only a scalar is stretched.
     """
     first = operands[0]
-    if type(first) is np.ndarray and type(axis) is int and axis == -1 and dtype is None:  # as in row_pairs()
-        shape = first.shape
+    if type(first) is np.ndarray and (axis is None or (type(axis) is int and axis == -1)) and dtype is None:
+        shape = first.shape  # as in row_pairs()
         matching = _MATCHING_FOUR if len(operands) == 4 else _MATCHING
         known = matching.get(first.dtype)
-        if known is not None and shape and shape[-1]:
+        if known is not None and (axis is None or (shape and shape[-1])):
             for operand in operands:
                 if type(operand) is not np.ndarray or operand.dtype is not first.dtype or operand.shape != shape:
                     break
             else:
+                if axis is None:
+                    return Rows(operands, names, known, None, 1, shape)
                 return Rows(operands, names, known, -1, shape[-1], shape[:-1])
 
     if axis is None:

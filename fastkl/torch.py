@@ -111,7 +111,7 @@ def kl_divergence(
     tensor([[ 0.0000,  0.0000],
             [-0.4120,  0.1373]])
     """
-    seen = _seen((p, q))
+    seen = seen_by_numpy((p, q))
     if seen is not None:
         arrays, dtype = seen
         return _tensor(
@@ -180,7 +180,7 @@ def js_divergence(
     >>> fastkl.torch.js_divergence(torch.tensor([[1, 1], [1, 0]]), torch.tensor([[1, 1], [0, 1]]), base=2)
     tensor([0., 1.], dtype=torch.float64)
     """
-    seen = _seen((p, q))
+    seen = seen_by_numpy((p, q))
     if seen is not None:
         arrays, dtype = seen
         return _tensor(
@@ -248,7 +248,7 @@ def kl_divergence_from_logits(
     >>> q.grad
     tensor([-0.4621,  0.4621])
     """
-    seen = _seen((p_logits, q_logits))
+    seen = seen_by_numpy((p_logits, q_logits))
     if seen is not None:
         arrays, dtype = seen
         return _tensor(
@@ -318,7 +318,7 @@ def distillation_loss(
     tensor([[-0.2449,  0.2449],
             [-0.1086,  0.1086]])
     """
-    seen = _seen((student_logits, teacher_logits))
+    seen = seen_by_numpy((student_logits, teacher_logits))
     if seen is not None:
         arrays, dtype = seen
         return _tensor(
@@ -399,7 +399,7 @@ def gaussian_kl(
     """
     given, names = gaussian_operands(mean_p, scale_p, mean_q, scale_q)
     operands = [x if isinstance(x, Tensor) else _from_number(x, given) for x in given]
-    seen = _seen(operands)
+    seen = seen_by_numpy(operands)
     if seen is not None:
         arrays, dtype = seen
         return _tensor(
@@ -425,7 +425,7 @@ def gaussian_kl(
     )
 
 
-def _seen(operands: Iterable[Any]) -> tuple[list[Array], Literal["bfloat16"] | None] | None:
+def seen_by_numpy(operands: Iterable[Any]) -> tuple[list[Array], Literal["bfloat16"] | None] | None:
     """Tensors as NumPy sees them, and the ``dtype`` to say so; None if the call must go through PyTorch's dispatcher.
 
     That is where something is to be differentiated, traced or intercepted, or an operand is not what it should be.
