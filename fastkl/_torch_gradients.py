@@ -27,6 +27,7 @@ def discrete_gradients(
     valid = ((p >= 0) & (q >= 0) & (p < math.inf) & (q < math.inf)).all(axis, keepdim=True)
     sum_p = p.sum(axis, keepdim=True) if normalize else torch.ones((), dtype=p.dtype)
     sum_q = q.sum(axis, keepdim=True) if normalize else torch.ones((), dtype=q.dtype)
+    valid &= (sum_p > 0) & (sum_q > 0)
     p, q = p / sum_p, q / sum_q
     if weight is None:
         to_p, to_q = _kl_slopes(p, q, normalize, axis)

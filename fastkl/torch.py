@@ -447,6 +447,8 @@ def seen_by_numpy(operands: Iterable[Any]) -> tuple[list[Array], Literal["bfloat
             if type(x) is not Tensor:
                 return None
             if x.dtype is torch.bfloat16:
+                if x.requires_grad:
+                    return None
                 halves = True
                 arrays.append(x.view(torch.uint16).numpy())
             else:
