@@ -11,10 +11,10 @@ traced. README.md beside this file says where results differ.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributions
 from torch.autograd import forward_ad
 from torch.distributions import Categorical, Distribution, Independent, MultivariateNormal, Normal
-from torch.distributions import kl as original
+from torch.distributions import kl as originals
 
 from fastkl import gaussian
 from fastkl import torch as divergences
@@ -59,20 +59,18 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
     """
     ours = _OURS.get((type(p), type(q)))
     result = None if ours is None else ours(p, q)
-    return original.kl_divergence(p, q) if result is None else result
+    return distributions.kl_divergence(p, q) if result is None else result
 
 
 def _normal(p: Normal, q: Normal, event_axes: int = 0) -> Tensor | None:
     """Of Normals, summed over the last axes; None where PyTorch is to be asked."""
-    operands = _operands(Normal, (p.loc, p.scale, q.loc, q.scale), (p.loc, q.loc))
+    operands = _operands(Normal, (p.loc, p.scale, q.loc, q.scale), (p.loc.shape, q.loc.shape))
     if operands is None:
         return None
     if event_axes == 0:
         return divergences.gaussian_kl(*operands, scale="std", axis=None).to(p.loc.dtype)
     if p.loc.shape != q.loc.shape:
         operands = list(torch.broadcast_tensors(*operands))  # type: ignore[no-untyped-call]
-    if operands[0].shape[-1] == 0:
-        return None
     result = divergences.gaussian_kl(*operands, scale="std")
     return result.sum(tuple(range(1 - event_axes, 0))).to(p.loc.dtype) if event_axes > 1 else result.to(p.loc.dtype)
 
@@ -92,8 +90,8 @@ def _categorical(p: Categorical, q: Categorical) -> Tensor | None:
     # Each has the other kind of parameters too, made from the first, with rounding errors and without zeros.
     both_logits = all(x._param is x.__dict__.get("logits") for x in (p, q))
     given = (p.logits, q.logits) if both_logits else (p.probs, q.probs)
-    operands = _operands(Categorical, given, (given[0][..., 0], given[1][..., 0]))
-    if operands is None or given[0].shape[-1] != given[1].shape[-1] or given[0].shape[-1] == 0:
+    operands = _operands(Categorical, given, (given[0].shape[:-1], given[1].shape[:-1]))
+    if operands is None or given[0].shape[-1] != given[1].shape[-1]:
         return None
     function = divergences.kl_divergence_from_logits if both_logits else divergences.kl_divergence
     return function(*operands).to(given[0].dtype)
@@ -101,8 +99,8 @@ def _categorical(p: Categorical, q: Categorical) -> Tensor | None:
 
 def _multivariate_normal(p: MultivariateNormal, q: MultivariateNormal) -> Tensor | None:
     given = (p.loc, p.scale_tril, q.loc, q.scale_tril)
-    operands = _operands(MultivariateNormal, given, (p.loc[..., 0], q.loc[..., 0]))
-    if operands is None or p.event_shape != q.event_shape or p.event_shape[0] == 0:
+    operands = _operands(MultivariateNormal, given, (p.loc.shape[:-1], q.loc.shape[:-1]))
+    if operands is None or p.event_shape != q.event_shape:
         return None
     seen = divergences.seen_by_numpy(operands)
     if seen is None:
@@ -112,18 +110,23 @@ def _multivariate_normal(p: MultivariateNormal, q: MultivariateNormal) -> Tensor
 
 
 def _operands(
-    kind: type[Distribution], given: tuple[Tensor, ...], batches: tuple[Tensor, Tensor]
+    kind: type[Distribution], given: tuple[Tensor, ...], batches: tuple[torch.Size, torch.Size]
 ) -> list[Tensor] | None:
-    """Parameters that the kernels take; None for others, and for two of a kind whose batches do not broadcast."""
+    """Parameters that the kernels take; None for others, empty ones, and those of batches that do not broadcast."""
     dtype = given[0].dtype
     if dtype not in _DTYPES or forward_ad._current_level >= 0 or not _is_pytorchs_own(kind):
         return None
     for x in given:
-        if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.dtype is not dtype:
+        if (
+            type(x) not in (Tensor, torch.nn.Parameter)
+            or x.device.type != "cpu"
+            or x.dtype is not dtype
+            or x.numel() == 0
+        ):
             return None
-    if batches[0].shape != batches[1].shape:
+    if batches[0] != batches[1]:
         try:
-            torch.broadcast_shapes(batches[0].shape, batches[1].shape)  # type: ignore[no-untyped-call]
+            torch.broadcast_shapes(*batches)  # type: ignore[no-untyped-call]
         except RuntimeError:
             return None
     return list(given)
@@ -131,14 +134,14 @@ def _operands(
 
 def _is_pytorchs_own(kind: type[Distribution]) -> bool:
     """Whether PyTorch would take its own formula for two of a kind, and not one that has been registered since."""
-    return original._KL_REGISTRY.get((kind, kind)) is _FORMULAE[kind]
+    return originals._KL_REGISTRY.get((kind, kind)) is _FORMULAE[kind]
 
 
 _FORMULAE: dict[type[Distribution], Callable[..., Tensor]] = {
-    Categorical: original._kl_categorical_categorical,
-    Independent: original._kl_independent_independent,
-    MultivariateNormal: original._kl_multivariatenormal_multivariatenormal,
-    Normal: original._kl_normal_normal,
+    Categorical: originals._kl_categorical_categorical,
+    Independent: originals._kl_independent_independent,
+    MultivariateNormal: originals._kl_multivariatenormal_multivariatenormal,
+    Normal: originals._kl_normal_normal,
 }
 
 _OURS: dict[tuple[type[Distribution], type[Distribution]], Callable[..., Tensor | None]] = {
