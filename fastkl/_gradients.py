@@ -21,6 +21,8 @@ import numpy as np
 from fastkl._validation import Rows, decoded, gradient_for, rows_last, stretches
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from fastkl._validation import Array
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 _ELEMENTS_AT_ONCE = 1 << 15
 
 
-def discrete_gradients(rows: Rows, factor: Array, weight: float | None, normalize: bool, unit: float) -> list[Array]:
-    """The gradients of a divergence of each pair of rows with respect to both, in the broadcast shape of the operands.
+def discrete_gradients(
+    rows: Rows, factor: Array, needed: Sequence[bool], weight: float | None, normalize: bool, unit: float
+) -> list[Array]:
+    """Those of the gradients of a divergence of pairs of rows that are needed, in the operands' broadcast shape.
 
     ``weight`` is that of a Jensen-Shannon divergence, None stands for D(p‖q). They are multiplied by ``factor``, of the
     batch shape, and divided by ``unit``, the logarithm of the base. A row that is invalid has NaN in both.
@@ -40,13 +44,14 @@ def discrete_gradients(rows: Rows, factor: Array, weight: float | None, normaliz
     shape = (*rows.batch_shape, rows.length)
     operands = tuple(np.broadcast_to(rows_last(rows, x), shape) for x in rows.operands)
     last = Rows(operands, rows.names, rows.types, -1, rows.length, rows.batch_shape)
-    gradients = [gradient_for(rows) for _ in operands]
+    gradients = [gradient_for(rows) for wanted in needed if wanted]
     factors = np.broadcast_to(factor[..., np.newaxis], shape)
     most = max(1, _ELEMENTS_AT_ONCE // rows.length)
     with np.errstate(all="ignore"):
         for part, (scales, *targets) in stretches(last, (factors, *(rows_last(rows, x) for x in gradients)), most):
             p, q = (decoded(x, name).astype(np.float64) for x, name in zip(part.operands, rows.types.operands))
-            for target, slopes in zip(targets, _slopes(p, q, weight, normalize), strict=True):
+            both = zip(_slopes(p, q, weight, normalize), needed, strict=True)
+            for target, slopes in zip(targets, (x for x, wanted in both if wanted), strict=True):
                 slopes *= scales / unit
                 target[...] = slopes
     return gradients

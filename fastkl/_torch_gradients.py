@@ -25,8 +25,8 @@ def discrete_gradients(
     """Those of D(p‖q), or of a Jensen-Shannon divergence with its ``weight``: see :mod:`fastkl._gradients`."""
     p, q = _floats(p, q)
     valid = ((p >= 0) & (q >= 0) & (p < math.inf) & (q < math.inf)).all(axis, keepdim=True)
-    sum_p = p.sum(axis, keepdim=True) if normalize else torch.ones((), dtype=p.dtype)
-    sum_q = q.sum(axis, keepdim=True) if normalize else torch.ones((), dtype=q.dtype)
+    sum_p = p.sum(axis, keepdim=True) if normalize else p.new_ones(())
+    sum_q = q.sum(axis, keepdim=True) if normalize else q.new_ones(())
     valid &= (sum_p > 0) & (sum_q > 0)
     p, q = p / sum_p, q / sum_q
     if weight is None:

@@ -513,7 +513,7 @@ def _from_number(x: Any, operands: Sequence[Any]) -> Any:
         return x
     dtypes = {other.dtype for other in operands if isinstance(other, Tensor)}
     known = dtypes and dtypes.issubset(_TYPE_NAMES)
-    return torch.tensor(x, dtype=_result_dtype(dtypes) if known else torch.float64)
+    return torch.tensor(x, dtype=_result_dtype(dtypes) if known else torch.float64, device="cpu")
 
 
 def _arrays(*operands: Tensor | None) -> tuple[list[Array], Literal["bfloat16"] | None]:
@@ -613,8 +613,10 @@ def _discrete_backward(
     # Of the operators for gradients, upstream has all axes: the reduced one has length 1.
     (p_array, q_array), dtype = _arrays(p, q)
     rows = row_pairs(p_array, q_array, axis, dtype)
-    gradients = discrete_gradients(rows, upstream.squeeze(axis).numpy(force=True), weight, normalize, log_base(base))
-    return _written(gradients, (p, q), needed)
+    factor = upstream.squeeze(axis).numpy(force=True)
+    gradients = discrete_gradients(rows, factor, needed, weight, normalize, log_base(base))
+    operands = [x for x, wanted in zip((p, q), needed, strict=True) if wanted]
+    return _written(gradients, operands, [True] * len(operands))
 
 
 @custom_op("fastkl::kl_divergence_from_logits", mutates_args=(), device_types="cpu")

@@ -1,5 +1,6 @@
 """fastkl.torch: the values of the NumPy functions, gradients against exact ones, and what PyTorch asks of an operator."""
 
+import doctest
 import os
 import pathlib
 import subprocess
@@ -567,6 +568,10 @@ class TestTransforms:
         hessian = torch.func.jacrev(torch.func.jacrev(ft.kl_divergence))(p[0], q[0])
         formula = lambda a: ((a / a.sum()) * ((a / a.sum()).log() - (q[0] / q[0].sum()).log())).sum()
         torch.testing.assert_close(hessian, torch.autograd.functional.hessian(formula, p[0]))
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(ft).failed == 0
 
 
 def test_nothing_is_imported_unasked():

@@ -1,5 +1,6 @@
 """fastkl.compat.torch_distributions against torch.distributions, and against exact values where the two differ."""
 
+import doctest
 import inspect
 
 import mpmath
@@ -101,6 +102,10 @@ def assert_handed_over(p, q, monkeypatch):
     assert found.warnings == theirs.warnings
     if theirs.error is None:
         torch.testing.assert_close(found.value, theirs.value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(ours).failed == 0
 
 
 def test_signature():
