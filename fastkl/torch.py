@@ -481,6 +481,8 @@ def _refuse_others(function: str, **operands: object) -> None:
             )
         if x.device.type != "cpu":
             raise TypeError(f"{name} is on the device {x.device}; pass {name}.cpu()")
+        if x.is_nested:
+            raise TypeError(f"{name} is a nested tensor; pass torch.nested.to_padded_tensor({name}, 0.0)")
         if x.layout is not torch.strided:
             raise TypeError(f"{name} has the layout {x.layout}; pass {name}.to_dense()")
         if x.dtype not in _TYPE_NAMES:

@@ -197,6 +197,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"1 of 2 rows are invalid, the first at index 1: negative value in p"):
             ft.kl_divergence(p, torch.ones(2), invalid="raise")
 
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
     @pytest.mark.parametrize("name", ["kl_divergence", "js_divergence", "kl_divergence_from_logits", "gaussian_kl"])
     def test_what_is_no_plain_tensor(self, name):
         function, x = getattr(ft, name), torch.ones(2, 3)
@@ -206,6 +207,9 @@ class TestErrors:
             function(x, x.to("meta"))
         with pytest.raises(TypeError, match=r"has the layout torch\.sparse_coo; pass .*\.to_dense\(\)"):
             function(x, x.to_sparse())
+        nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
+        with pytest.raises(TypeError, match="is a nested tensor"):
+            function(nested, x)
         with pytest.raises(TypeError, match="must be a torch.Tensor, got list"):
             function([1.0], x)
 
