@@ -66,29 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=SECTIONS,
-        metavar="SECTION",
-        help=f"measure this section alone (may be repeated): {', '.join(SECTIONS)}",
-    )
-    parser.add_argument(
-        "--size",
-        type=float,
-        default=cases.COUNTING_MIB,
-        metavar="MIB",
-        help=f"MiB of input, p and q together; less than {cases.COUNTING_MIB} does not count",
-    )
+    parser.add_argument("--only", action="append", choices=SECTIONS, metavar="SECTION",
+                        help=f"measure this section alone (may be repeated): {', '.join(SECTIONS)}")
+    parser.add_argument("--size", type=float, default=cases.COUNTING_MIB, metavar="MIB",
+                        help=f"MiB of input, p and q together; less than {cases.COUNTING_MIB} does not count")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds per figure")
     parser.add_argument("--level", action="append", metavar="LEVEL", help="this level alone (may be repeated)")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        action="append",
-        metavar="N",
-        help="this many threads (may be repeated); by default one and all",
-    )
+    parser.add_argument("--threads", type=int, action="append", metavar="N",
+                        help="this many threads (may be repeated); by default one and all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON, after every section")
     parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, take the figures from this JSON")
     parser.add_argument("--readme", action="store_true", help="rewrite the generated parts of README.md")

@@ -65,7 +65,8 @@ def _exact(function: str, p: np.ndarray, q: np.ndarray, options: dict, dtype: st
     if normalize:
         return [(value, None) for value in values]
     return [
-        (value, None if value == np.inf else scale_unnormalised(x, y)) for value, x, y in zip(values, p, q, strict=True)
+        (value, None if value == np.inf else scale_unnormalised(x, y))
+        for value, x, y in zip(values, p, q, strict=True)
     ]
 
 

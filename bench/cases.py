@@ -50,7 +50,9 @@ CONTRACT: dict[str, dict[str, Target]] = {
         "KL bfloat16": _bandwidth(0.60, 0.40),
     },
     "sweep": {"": Target(AT_MOST, 2.0)},
-    "layouts": {title: Target(AT_MOST, 1.5) for title in ("axis=0", "Fortran order", "q is one row", "p is one row")},
+    "layouts": {
+        title: Target(AT_MOST, 1.5) for title in ("axis=0", "Fortran order", "q is one row", "p is one row")
+    },
     "overhead": {
         "kl_divergence, one pair": Target(AT_MOST, 3.0),
         "import": Target(AT_MOST, 1.5),
@@ -273,7 +275,9 @@ ROWS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 """Kind of rows -> function of (shape, generator, dtype) that gives p and q as float64."""
 
 
-def make_rows(rows: str, shape: tuple[int, int], dtype: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def make_rows(
+    rows: str, shape: tuple[int, int], dtype: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """p and q of one kind, in the storage of ``dtype``."""
     p, q = (store(values, dtype) for values in ROWS[rows](shape, rng, dtype))
     if rows == "equal but for one bit":

@@ -14,7 +14,9 @@ from bench.timing import Settings, at_level, interleaved
 def _middle_axis(pairs: cases.Pairs) -> tuple[np.ndarray, np.ndarray]:
     """Shape (N/64, K, 64), reduced over axis 1."""
     count = len(pairs.p) // 64 * 64
-    return tuple(np.ascontiguousarray(x[:count].reshape(-1, 64, x.shape[1]).swapaxes(1, 2)) for x in (pairs.p, pairs.q))
+    return tuple(
+        np.ascontiguousarray(x[:count].reshape(-1, 64, x.shape[1]).swapaxes(1, 2)) for x in (pairs.p, pairs.q)
+    )
 
 
 def _all_pairs(pairs: cases.Pairs) -> tuple[np.ndarray, np.ndarray]:

@@ -63,7 +63,10 @@ def _import(settings: Settings) -> Figure:
 
 
 def _import_seconds(module: str) -> float:
-    code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+    code = (
+        f"import time; start = time.perf_counter(); import {module}; "
+        "print(time.perf_counter() - start)"
+    )
     environment = dict(os.environ, PYTHONPATH=str(Path(fastkl.__file__).parents[1]))
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return float(run.stdout)

@@ -257,13 +257,8 @@ def readme_parts(machine: dict, settings: dict, records: Sequence[dict]) -> dict
     accuracy = [
         f"Measured by `python -m bench` on: {where}",
         f"Worst error in ulp of the result over all levels, kinds of rows and K of `bench/accuracy.py`. {bold}",
-        _pivot(
-            records,
-            "accuracy",
-            lambda r: r["case"].rsplit(" ", 1)[1],
-            "function",
-            lambda r: r["case"].rsplit(" ", 1)[0],
-        ),
+        _pivot(records, "accuracy", lambda r: r["case"].rsplit(" ", 1)[1], "function",
+               lambda r: r["case"].rsplit(" ", 1)[0]),
         "The same of others, in ulp of the input type (*wrong*: infinity, NaN or 0 in place of a number, or for it):",
         _pivot(records, "errors", lambda r: r["variant"], "function, peer"),
         "KL from float32 logits, q's being p's with more and less noise, in ulp of float32:",
