@@ -91,7 +91,63 @@ def _numkong() -> Iterator[DropIn]:
         yield DropIn(f"numkong.cdist, {name}", numkong.cdist, drop_in.cdist, every_thread, ALL_PAIRS)
 
 
-FAMILIES: tuple[Callable[[], Iterator[DropIn]], ...] = (_scipy_stats, _scipy_distance, _numkong)
+def _torch_distributions() -> Iterator[DropIn]:
+    import torch
+    from torch import distributions
+    from torch.distributions.kl import kl_divergence as original
+
+    from fastkl.compat import torch_distributions
+
+    def bound(make: Callable[[torch.Tensor], distributions.Distribution]) -> Callable:
+        def bind(function: Callable, rows: int, length: int, rng: np.random.Generator) -> Callable[[], object]:
+            p, q = (make(torch.from_numpy(rows_of(rows, length, rng, "float32"))) for _ in range(2))
+            return lambda: function(p, q)
+
+        return bind
+
+    def multivariate(x: torch.Tensor) -> distributions.Distribution:
+        n = math.isqrt(x.shape[-1])
+        factor = x[..., : n * n].reshape(*x.shape[:-1], n, n).tril() + torch.eye(n)
+        return distributions.MultivariateNormal(x[..., :n], scale_tril=factor, validate_args=False)
+
+    makers = {
+        "Normal": lambda x: distributions.Normal(x, x + 0.5, validate_args=False),
+        "Independent Normal": lambda x: distributions.Independent(distributions.Normal(x, x + 0.5), 1),
+        "Categorical, probs": lambda x: distributions.Categorical(x, validate_args=False),
+        "Categorical, logits": lambda x: distributions.Categorical(logits=x, validate_args=False),
+        "MultivariateNormal, √K": multivariate,
+    }
+    for name, make in makers.items():
+        yield DropIn(
+            f"torch.distributions {name}", original, torch_distributions.kl_divergence, bound(make), dict(SIZES)
+        )
+
+
+def _torch() -> Iterator[DropIn]:
+    """``fastkl.torch`` against the way through NumPy that it saves: the functions for arrays, and both conversions."""
+    import torch
+
+    import fastkl.torch
+
+    def through_numpy(name: str) -> Callable:
+        function = getattr(fastkl, name)
+        return lambda p, q: torch.from_numpy(np.asarray(function(p.numpy(), q.numpy())))
+
+    def bind(function: Callable, rows: int, length: int, rng: np.random.Generator) -> Callable[[], object]:
+        p, q = (torch.from_numpy(rows_of(rows, length, rng, "float32")) for _ in range(2))
+        return lambda: function(p, q)
+
+    for name in ("kl_divergence", "kl_divergence_from_logits", "gaussian_kl"):
+        yield DropIn(f"fastkl.torch.{name}", through_numpy(name), getattr(fastkl.torch, name), bind, dict(SIZES))
+
+
+FAMILIES: tuple[Callable[[], Iterator[DropIn]], ...] = (
+    _scipy_stats,
+    _scipy_distance,
+    _numkong,
+    _torch_distributions,
+    _torch,
+)
 """The drop-ins of each namespace; what it stands in for is imported when it is called."""
 
 

@@ -183,15 +183,17 @@ def gaussian_rows(
     They broadcast; but along ``axis``, only a scalar is stretched.
     """
     first = operands[0]
-    if type(first) is np.ndarray and type(axis) is int and axis == -1 and dtype is None:  # as in row_pairs()
-        shape = first.shape
+    if type(first) is np.ndarray and (axis is None or (type(axis) is int and axis == -1)) and dtype is None:
+        shape = first.shape  # as in row_pairs()
         matching = _MATCHING_FOUR if len(operands) == 4 else _MATCHING
         known = matching.get(first.dtype)
-        if known is not None and shape and shape[-1]:
+        if known is not None and (axis is None or (shape and shape[-1])):
             for operand in operands:
                 if type(operand) is not np.ndarray or operand.dtype is not first.dtype or operand.shape != shape:
                     break
             else:
+                if axis is None:
+                    return Rows(operands, names, known, None, 1, shape)
                 return Rows(operands, names, known, -1, shape[-1], shape[:-1])
 
     if axis is None:
@@ -366,6 +368,14 @@ def deliver(
     if keepdims and rows.axis is not None:
         return np.expand_dims(target, rows.axis)
     return target if rows.batch_shape else target[()]
+
+
+def axis_number(axis: SupportsIndex) -> int:
+    """Check that ``axis`` is a number."""
+    try:
+        return operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an int, got {_type_of(axis)}") from None
 
 
 def invalid_choice(invalid: str) -> str:
@@ -598,6 +608,11 @@ def _types(types: tuple[str, ...]) -> Types:
     return Types(types, row_type, _FLOAT64 if row_type == "float64" else _FLOAT32)
 
 
+def result_type(types: tuple[str, ...]) -> np.dtype[Any]:
+    """The type of the result for operands of types of these names."""
+    return _types(types).result
+
+
 _MATCHING = {dtype: _types((name,) * 2) for dtype, name in _TYPE_NAMES.items()}
 _MATCHING_FOUR = {dtype: _types((name,) * 4) for dtype, name in _TYPE_NAMES.items()}
 
@@ -618,10 +633,7 @@ def _some_bfloat16(dtype: str | None, types: tuple[str, ...]) -> None:
 
 def _negative_axis(axis: SupportsIndex, ndim: int, shapes: str) -> int:
     """The reduced axis, counted from the end."""
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"axis must be an int, got {_type_of(axis)}") from None
+    index = axis_number(axis)
     if not -ndim <= index < ndim:
         raise np.exceptions.AxisError(f"axis {index} is out of bounds: {shapes}")
     return index if index < 0 else index - ndim
