@@ -26,7 +26,7 @@ import numpy as np
 from fastkl._validation import Contained, FullRows, Rows, container_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     #: Of one axis of an operand: what it is called in messages, and its labels.
     Labels: TypeAlias = tuple[str, Any]
@@ -51,7 +51,7 @@ def _lazily(contained: Contained, call: partial[Any]) -> Any:
     options = call.keywords
     if options.get("out") is not None:
         raise TypeError("out is for arrays in memory: the results of Dask arrays are computed later, leave it out")
-    rows = contained.check(*(_blank(x) for x in contained.operands))
+    rows = contained.check(*_each(_blank, contained.operands))
 
     dask = importlib.import_module("dask.array")
     within: dict[str, Any] = {"n_threads": 1} if options.get("n_threads", 1) is None else {}
@@ -85,11 +85,13 @@ def _lazily(contained: Contained, call: partial[Any]) -> Any:
     for axis in range(-max(x.ndim for x in arrays), 0):
         lengths = [x.shape[axis] for x in arrays if x.ndim >= -axis and x.shape[axis] != 1]
         if len(lengths) > 1 and any(map(math.isnan, lengths)):
-            raise ValueError("lengths that are to match are not known: call compute_chunk_sizes() of the operands first")
+            raise ValueError(
+                "lengths that are to match are not known: call compute_chunk_sizes() of the operands first"
+            )
 
     # A chunk without rows tells what a chunk gives, and puts the options to the test.
     empty = [
-        np.broadcast_to(_zero(x), (0,) * (1 + x.ndim - len(core)) + tuple(x.shape[i] for i in core))
+        np.broadcast_to(_zero(x), (0,) * (1 + x.ndim - len(core)) + tuple(x.shape[i] for i in core) if x.ndim else ())
         for x, core in zip(arrays, axes, strict=True)
     ]
     sample = _placed(on_chunk, places, empty)
@@ -175,12 +177,15 @@ def _labelled(contained: Contained, call: partial[Any]) -> Any:
     """The results with the labels of frames and series, which must be aligned."""
     options = call.keywords
     frames = [x if container_of(x) else None for x in contained.operands]
-    arrays = [x if frame is None else frame.to_numpy() for x, frame in zip(contained.operands, frames, strict=True)]
-    if options.get("axis") in (0, -2) and max(map(np.ndim, arrays)) == 2:
-        # A series is one distribution, whichever axis these lie along.
-        for i, frame in enumerate(frames):
-            if frame is not None and frame.ndim == 1:
-                arrays[i] = arrays[i][:, np.newaxis]
+    # A series is one distribution, whichever axis these lie along.
+    upright = options.get("axis") in (0, -2) and max(map(np.ndim, contained.operands)) == 2
+
+    def numbers(x: Any) -> Any:
+        if not container_of(x):
+            return x
+        return x.to_numpy()[:, np.newaxis] if upright and x.ndim == 1 else x.to_numpy()
+
+    arrays = _each(numbers, contained.operands)
     labels = [
         _labels(frame, name, array.ndim, whole)
         for frame, name, array, whole in zip(frames, contained.names, arrays, _whole(contained, arrays), strict=True)
@@ -227,8 +232,8 @@ def _labels(frame: Any, name: str, ndim: int, whole: bool) -> list[Labels | None
 def _refuse_misaligned(one: Labels | None, other: Labels | None) -> None:
     if one is None or other is None or one[1].equals(other[1]):
         return
-    in_order = len(one[1]) == len(other[1]) and one[1].sort_values().equals(other[1].sort_values())
-    how = "hold the same labels in another order" if in_order else "hold different labels"
+    same = len(one[1]) == len(other[1]) and one[1].isin(other[1]).all() and other[1].isin(one[1]).all()
+    how = "hold the same labels in another order" if same else "hold different labels"
     raise ValueError(f"the {one[0]} and the {other[0]} {how}: align them first, for instance with reindex()")
 
 
@@ -247,8 +252,8 @@ def _with_labels(result: Any, axes: Sequence[Labels | None]) -> Any:
 
 def _by_position(contained: Contained, call: partial[Any]) -> Any:
     """What the call gives for the arrays in DataArrays, whose dimensions must be the same, place by place."""
-    arrays = [x.data if container_of(x) == "xarray" else x for x in contained.operands]
-    whole = _whole(contained, [_blank(x) for x in arrays])
+    arrays = _each(lambda x: x.data if container_of(x) == "xarray" else x, contained.operands)
+    whole = _whole(contained, _each(_blank, arrays))
     named = [
         (name, x)
         for name, x, is_matrix in zip(contained.names, contained.operands, whole, strict=True)
@@ -267,6 +272,15 @@ def _by_position(contained: Contained, call: partial[Any]) -> Any:
                     "align them first, with xarray.align"
                 )
     return call(*arrays)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a function is called with: two operands may be one and the same, which it is to see
+
+
+def _each(change: Callable[[Any], Any], operands: Sequence[Any]) -> list[Any]:
+    changed = {id(x): change(x) for x in operands}
+    return [changed[id(x)] for x in operands]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
