@@ -234,7 +234,7 @@ def _refuse_misaligned(one: Labels | None, other: Labels | None) -> None:
         return
     same = len(one[1]) == len(other[1]) and one[1].isin(other[1]).all() and other[1].isin(one[1]).all()
     how = "hold the same labels in another order" if same else "hold different labels"
-    raise ValueError(f"the {one[0]} and the {other[0]} {how}: align them first, for instance with reindex()")
+    raise ValueError(f"the {one[0]} and the {other[0]} {how}: align them, as with reindex()")
 
 
 def _with_labels(result: Any, axes: Sequence[Labels | None]) -> Any:

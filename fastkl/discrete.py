@@ -9,7 +9,9 @@ Options common to all functions
 p, q : array_like
     Non-negative numbers: probabilities, or weights, or counts. The reduced axis must be equally long in both; the other
     axes broadcast as in NumPy, without copies. float64, float32, float16, bfloat16 (``ml_dtypes.bfloat16``), all
-    integers and bool, in any memory layout. Lists work, and so does what ``numpy.asarray`` takes.
+    integers and bool, in any memory layout. Lists work, and so does what ``numpy.asarray`` takes. Dask arrays come back
+    lazy, and pandas frames of which each row is a distribution, or each column with ``axis=0``, as a series with their
+    index: :mod:`fastkl._containers`.
 normalize : bool
     Divide each row by its sum (the default). With False the sum is over the numbers as they are, and may be negative.
 base : float, optional
