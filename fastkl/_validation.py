@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 
@@ -139,9 +140,8 @@ class Contained(TypeError):
     is the error that it says. ``check`` is the check that came upon them: it takes others in their places.
     """
 
-    def __init__(
-        self, operands: tuple[ArrayLike, ...], names: tuple[str, ...], check: Callable[..., Rows], packages: list[str]
-    ) -> None:
+    def __init__(self, operands: tuple[ArrayLike, ...], names: tuple[str, ...], check: Callable[..., Rows]) -> None:
+        packages = [container_of(x) for x in operands]
         i = next(i for i, package in enumerate(packages) if package)
         super().__init__(
             f"{names[i]} comes from {packages[i]} ({_type_of(operands[i])}), which this function does not take apart; "
@@ -174,7 +174,9 @@ def row_pairs(
         if types is not None and q.dtype is p.dtype and q.shape == shape and shape and shape[-1]:
             return Rows((p, q), names, types, -1, shape[-1], shape[:-1])
 
-    _in_memory((p, q), names, lambda p, q: row_pairs(p, q, axis, dtype, names))
+    # Not as a lambda: what a function shares with one is slower to get at on every call.
+    if _in_a_container((p, q)):
+        raise Contained((p, q), names, partial(row_pairs, axis=axis, dtype=dtype, names=names))
     _dtype(dtype)
     p_name, q_name = names
     p_array, p_type = _numbers(p, p_name, dtype)
@@ -223,7 +225,8 @@ def gaussian_rows(
 
     if axis is None:
         return elements(operands, names, dtype)
-    _in_memory(operands, names, lambda *others: gaussian_rows(others, names, axis, dtype))
+    if _in_a_container(operands):
+        raise Contained(operands, names, partial(_again, gaussian_rows, names=names, axis=axis, dtype=dtype))
     arrays, types, shapes = _promoted(operands, names, dtype)
     ndim = max(array.ndim for array in arrays)
     if ndim == 0:
@@ -244,7 +247,8 @@ def gaussian_rows(
 
 def elements(operands: tuple[ArrayLike, ...], names: tuple[str, ...], dtype: str | None) -> Rows:
     """Check operands that broadcast against each other, to be taken one number of each at a time."""
-    _in_memory(operands, names, lambda *others: elements(others, names, dtype))
+    if _in_a_container(operands):
+        raise Contained(operands, names, partial(_again, elements, names=names, dtype=dtype))
     arrays, types, shapes = _promoted(operands, names, dtype)
     try:
         batch_shape = np.broadcast_shapes(*(array.shape for array in arrays))
@@ -262,7 +266,9 @@ def full_gaussian_rows(
     """
     if diagonal not in (None, "neither", "p", "q", "both"):
         raise ValueError(f"diagonal must be None, 'neither', 'p', 'q' or 'both', got {diagonal!r}")
-    _in_memory(operands, names, lambda *others: full_gaussian_rows(others, names, diagonal, dtype))
+    if _in_a_container(operands):
+        check = partial(_again, full_gaussian_rows, names=names, diagonal=diagonal, dtype=dtype)
+        raise Contained(operands, names, check)
     arrays, types, shapes = _promoted(operands, names, dtype)
     lengths = {array.shape[-1] for array in arrays if array.ndim}
     if not lengths:
@@ -566,11 +572,14 @@ def metric_names(
     return names
 
 
-def _in_memory(operands: tuple[ArrayLike, ...], names: tuple[str, ...], check: Callable[..., Rows]) -> None:
-    """Raise Contained if an operand is not to be taken by numpy.asarray: that would compute it, or drop its labels."""
-    for operand in operands:
-        if type(operand) not in _PLAIN and container_of(operand):
-            raise Contained(operands, names, check, [container_of(x) for x in operands])
+def _in_a_container(operands: tuple[ArrayLike, ...]) -> bool:
+    """Whether one of them is not to be taken by numpy.asarray, which would compute it, or drop its labels."""
+    return any(type(operand) not in _PLAIN and container_of(operand) for operand in operands)
+
+
+def _again(check: Callable[..., Rows], *operands: ArrayLike, **options: Any) -> Rows:
+    """A check of other operands, one by one."""
+    return check(operands, **options)
 
 
 def container_of(operand: object) -> str:

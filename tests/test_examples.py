@@ -48,7 +48,7 @@ def test_readme(package):
     if package is not None:
         pytest.importorskip(package)
     blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    others = {block: re.findall(r"import (dask|jax|pandas|torch|xarray)\b", block)[-1:] for block in blocks}
+    others = {block: re.findall(r"import (dask|jax|pandas|xarray)\b", block)[-1:] for block in blocks}
     chosen = [block for block, other in others.items() if other == ([] if package is None else [package])]
     assert chosen
     for text in ["".join(chosen)] if package is None else chosen:
