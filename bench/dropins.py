@@ -141,12 +141,57 @@ def _torch() -> Iterator[DropIn]:
         yield DropIn(f"fastkl.torch.{name}", through_numpy(name), getattr(fastkl.torch, name), bind, dict(SIZES))
 
 
+def _jax() -> Iterator[DropIn]:
+    """The compiled formulas of jax.numpy, and their gradients; a call returns when its result is there."""
+    import jax
+    import jax.numpy as jnp
+
+    import fastkl.jax
+
+    def kl(p: jax.Array, q: jax.Array) -> jax.Array:
+        p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+        return jnp.where(p > 0, p * jnp.log(p / q), 0).sum(-1)
+
+    def distillation(student: jax.Array, teacher: jax.Array) -> jax.Array:
+        p, q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
+        return (jnp.exp(p) * (p - q)).sum(-1).mean()
+
+    def bind(function: Callable, rows: int, length: int, rng: np.random.Generator) -> Callable[[], object]:
+        p, q = (jnp.asarray(rows_of(rows, length, rng, "float32")) for _ in range(2))
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(p, q))
+
+    def slope(function: Callable) -> Callable:
+        return jax.grad(lambda p, q: function(p, q).sum())
+
+    def with_slope(function: Callable) -> Callable:
+        return jax.value_and_grad(function)
+
+    ours = fastkl.jax
+    for title, formula, function in (
+        ("jax: KL float32", kl, ours.kl_divergence),
+        ("jax: KL float32, its gradient", slope(kl), slope(ours.kl_divergence)),
+        ("jax: distillation float32", distillation, ours.distillation_loss),
+        ("jax: distillation float32 and its gradient", with_slope(distillation), with_slope(ours.distillation_loss)),
+    ):
+        yield DropIn(title, formula, function, bind, SIZES)
+
+    def either(function: Callable, rows: int, length: int, rng: np.random.Generator) -> Callable[[], object]:
+        if function is ours.kl_divergence:
+            return bind(function, rows, length, rng)
+        p, q = (rows_of(rows, length, rng, "float32") for _ in range(2))
+        return lambda: function(p, q)
+
+    yield DropIn("jax: KL float32, over NumPy's path", fastkl.kl_divergence, ours.kl_divergence, either, SIZES)
+
+
 FAMILIES: tuple[Callable[[], Iterator[DropIn]], ...] = (
     _scipy_stats,
     _scipy_distance,
     _numkong,
     _torch_distributions,
     _torch,
+    _jax,
 )
 """The drop-ins of each namespace; what it stands in for is imported when it is called."""
 

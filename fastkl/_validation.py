@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 
@@ -132,6 +133,31 @@ class FullRows(Rows):
         return decoded(np.broadcast_to(self.operands[i], shape)[index], self.types.operands[i]).astype(np.float64)
 
 
+class Contained(TypeError):
+    """Operands that are no arrays in memory: Dask's arrays, pandas' frames and series, xarray's arrays.
+
+    A public function that catches it has :mod:`fastkl._containers` take them apart and call it again; from any other it
+    is the error that it says. ``check`` is the check that came upon them: it takes others in their places.
+    """
+
+    def __init__(self, operands: tuple[ArrayLike, ...], names: tuple[str, ...], check: Callable[..., Rows]) -> None:
+        packages = [container_of(x) for x in operands]
+        i = next(i for i, package in enumerate(packages) if package)
+        super().__init__(
+            f"{names[i]} comes from {packages[i]} ({_type_of(operands[i])}), which this function does not take apart; "
+            f"pass an array in memory, for instance numpy.asarray({names[i]})"
+        )
+        self.operands = operands
+        self.names = names
+        self.check = check
+        self.packages = packages
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether to give what is computed later, for Dask."""
+        return "dask" in self.packages and "xarray" not in self.packages
+
+
 # How symmetric a covariance must be, by its type: the root of the type's relative precision.
 _ASYMMETRY = {"float32": 2**-11.5, "float16": 2**-5.0, "bfloat16": 2**-3.5}
 
@@ -148,6 +174,9 @@ def row_pairs(
         if types is not None and q.dtype is p.dtype and q.shape == shape and shape and shape[-1]:
             return Rows((p, q), names, types, -1, shape[-1], shape[:-1])
 
+    # Not as a lambda: what a function shares with one is slower to get at on every call.
+    if _in_a_container((p, q)):
+        raise Contained((p, q), names, partial(row_pairs, axis=axis, dtype=dtype, names=names))
     _dtype(dtype)
     p_name, q_name = names
     p_array, p_type = _numbers(p, p_name, dtype)
@@ -198,6 +227,8 @@ def gaussian_rows(
 
     if axis is None:
         return elements(operands, names, dtype)
+    if _in_a_container(operands):
+        raise Contained(operands, names, partial(_again, gaussian_rows, names=names, axis=axis, dtype=dtype))
     arrays, types, shapes = _promoted(operands, names, dtype)
     ndim = max(array.ndim for array in arrays)
     if ndim == 0:
@@ -218,6 +249,8 @@ def gaussian_rows(
 
 def elements(operands: tuple[ArrayLike, ...], names: tuple[str, ...], dtype: str | None) -> Rows:
     """Check operands that broadcast against each other, to be taken one number of each at a time."""
+    if _in_a_container(operands):
+        raise Contained(operands, names, partial(_again, elements, names=names, dtype=dtype))
     arrays, types, shapes = _promoted(operands, names, dtype)
     try:
         batch_shape = np.broadcast_shapes(*(array.shape for array in arrays))
@@ -235,6 +268,9 @@ def full_gaussian_rows(
     """
     if diagonal not in (None, "neither", "p", "q", "both"):
         raise ValueError(f"diagonal must be None, 'neither', 'p', 'q' or 'both', got {diagonal!r}")
+    if _in_a_container(operands):
+        check = partial(_again, full_gaussian_rows, names=names, diagonal=diagonal, dtype=dtype)
+        raise Contained(operands, names, check)
     arrays, types, shapes = _promoted(operands, names, dtype)
     lengths = {array.shape[-1] for array in arrays if array.ndim}
     if not lengths:
@@ -546,12 +582,42 @@ def metric_names(
     return names
 
 
+def _in_a_container(operands: tuple[ArrayLike, ...]) -> bool:
+    """Whether one of them is not to be taken by numpy.asarray, which would compute it, or drop its labels."""
+    return any(type(operand) not in _PLAIN and container_of(operand) for operand in operands)
+
+
+def _again(check: Callable[..., Rows], *operands: ArrayLike, **options: Any) -> Rows:
+    """A check of other operands, one by one."""
+    return check(operands, **options)
+
+
+def container_of(operand: object) -> str:
+    """The package that an operand's container comes from: dask, pandas, xarray, or none of them."""
+    for base in type(operand).__mro__:
+        package = base.__module__.partition(".")[0]
+        if base.__name__ in _CONTAINERS.get(package, ()):
+            return package
+    return ""
+
+
+# What needs no look at the classes that its own inherits from.
+_PLAIN = (np.ndarray, list)
+
+# Named, not imported: whoever passes one has imported its package.
+_CONTAINERS = {"dask": ("Array",), "pandas": ("DataFrame", "Series"), "xarray": ("DataArray",)}
+
+
 def _numbers(operand: ArrayLike, name: str, dtype: str | None) -> tuple[Array, str]:
     """An operand as a plain array with the name of its type, or TypeError."""
-    if _comes_from(operand, "scipy.sparse"):
-        raise TypeError(f"{name} is a sparse {_type_of(operand)}; pass a dense array, {name}.toarray()")
-    if _comes_from(operand, "numpy.ma"):
-        raise TypeError(f"{name} is a masked array; pass {name}.filled(0), or the rows without masked values")
+    if type(operand) not in _PLAIN:
+        if _comes_from(operand, "scipy.sparse"):
+            raise TypeError(f"{name} is a sparse {_type_of(operand)}; pass a dense array, {name}.toarray()")
+        if _comes_from(operand, "numpy.ma"):
+            raise TypeError(f"{name} is a masked array; pass {name}.filled(0), or the rows without masked values")
+        if _comes_from(operand, "dask"):
+            advice = f"{name}.to_dask_array(lengths=True), or {name}.compute()"
+            raise TypeError(f"{name} is a {_type_of(operand)} of Dask's; pass an array, {advice}")
     array = np.asarray(operand)
     # A byte-swapped type has the name of the native one; the array keeps its byte order.
     type_name = _TYPE_NAMES.get(array.dtype.newbyteorder("="))

@@ -9,7 +9,9 @@ Options common to all functions
 p, q : array_like
     Non-negative numbers: probabilities, or weights, or counts. The reduced axis must be equally long in both; the other
     axes broadcast as in NumPy, without copies. float64, float32, float16, bfloat16 (``ml_dtypes.bfloat16``), all
-    integers and bool, in any memory layout. Lists work, and so does what ``numpy.asarray`` takes.
+    integers and bool, in any memory layout. Lists work, and so does what ``numpy.asarray`` takes. Dask arrays come back
+    lazy, and pandas frames of which each row is a distribution, or each column with ``axis=0``, as a series with their
+    index: :mod:`fastkl._containers`.
 normalize : bool
     Divide each row by its sum (the default). With False the sum is over the numbers as they are, and may be negative.
 base : float, optional
@@ -41,11 +43,14 @@ TypeError, saying what to pass instead, for complex, object, string, longdouble,
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from fastkl._containers import in_containers
 from fastkl._kernels._batch import FAMILIES, OPS, TYPES, reduce
 from fastkl._runtime import threads_for
 from fastkl._validation import (
+    Contained,
     bin_positions,
     deliver,
     invalid_choice,
@@ -132,8 +137,7 @@ def kl_divergence(
     >>> fastkl.kl_divergence([[0.5, 0.5], [0.5, 0.5], [1, 3]], [[0.5, 0.5], [1.0, 0.0], [3, 1]])
     array([0.        ,        inf, 0.54930614])
     """
-    rows = row_pairs(p, q, axis, dtype)
-    return _reduce("kl", rows, normalize, keepdims, out, n_threads, invalid, log_base(base))
+    return _reduce("kl", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype, log_base(base))
 
 
 def jeffreys_divergence(
@@ -184,8 +188,7 @@ def jeffreys_divergence(
     >>> fastkl.jeffreys_divergence([[1, 3], [1, 0]], [[3, 1], [1, 1]])
     array([1.09861229,        inf])
     """
-    rows = row_pairs(p, q, axis, dtype)
-    return _reduce("jeffreys", rows, normalize, keepdims, out, n_threads, invalid, log_base(base))
+    return _reduce("jeffreys", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype, log_base(base))
 
 
 def js_divergence(
@@ -239,8 +242,8 @@ def js_divergence(
     >>> fastkl.js_divergence([[1, 1], [1, 0]], [[1, 1], [0, 1]], base=2)
     array([0., 1.])
     """
-    rows = row_pairs(p, q, axis, dtype)
-    return _reduce("js", rows, normalize, keepdims, out, n_threads, invalid, log_base(base), js_weight(weight))
+    unit = log_base(base)
+    return _reduce("js", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype, unit, js_weight(weight))
 
 
 def js_distance(
@@ -295,9 +298,8 @@ def js_distance(
     >>> fastkl.js_distance([[1, 1], [1, 0]], [[1, 1], [0, 1]], base=2)
     array([0., 1.])
     """
-    rows = row_pairs(p, q, axis, dtype)
-    unit = log_base(base, above=1.0)
-    return _reduce("js_distance", rows, normalize, keepdims, out, n_threads, invalid, unit, js_weight(weight))
+    unit, w = log_base(base, above=1.0), js_weight(weight)
+    return _reduce("js_distance", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype, unit, w)
 
 
 def cross_entropy(
@@ -348,8 +350,7 @@ def cross_entropy(
     >>> fastkl.cross_entropy([[1, 1], [1, 1]], [[1, 3], [1, 0]])
     array([0.83698822,        inf])
     """
-    rows = row_pairs(p, q, axis, dtype)
-    return _reduce("cross_entropy", rows, normalize, keepdims, out, n_threads, invalid, log_base(base))
+    return _reduce("cross_entropy", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype, log_base(base))
 
 
 def entropy(
@@ -398,8 +399,7 @@ def entropy(
     >>> fastkl.entropy([[1, 0, 0, 0], [1, 1, 1, 1]], base=2)
     array([0., 2.])
     """
-    rows = row_pairs(p, p, axis, dtype)
-    return _reduce("entropy", rows, normalize, keepdims, out, n_threads, invalid, log_base(base))
+    return _reduce("entropy", p, p, normalize, axis, keepdims, out, n_threads, invalid, dtype, log_base(base))
 
 
 def renyi_divergence(
@@ -454,8 +454,8 @@ def renyi_divergence(
     >>> fastkl.renyi_divergence([[1, 1], [1, 3]], [[1, 1], [3, 1]], 2)
     array([0.        , 0.84729786])
     """
-    rows = row_pairs(p, q, axis, dtype)
-    return _reduce("renyi", rows, normalize, keepdims, out, n_threads, invalid, log_base(base), renyi_order(alpha))
+    unit, order = log_base(base), renyi_order(alpha)
+    return _reduce("renyi", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype, unit, order)
 
 
 def total_variation(
@@ -504,8 +504,7 @@ def total_variation(
     >>> fastkl.total_variation([[1, 1], [1, 3], [1, 0]], [[1, 1], [3, 1], [0, 1]])
     array([0. , 0.5, 1. ])
     """
-    rows = row_pairs(p, q, axis, dtype)
-    return _reduce("total_variation", rows, normalize, keepdims, out, n_threads, invalid)
+    return _reduce("total_variation", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype)
 
 
 def hellinger_distance(
@@ -554,8 +553,7 @@ def hellinger_distance(
     >>> fastkl.hellinger_distance([[1, 1], [1, 3], [1, 0]], [[1, 1], [3, 1], [0, 1]])
     array([0.       , 0.3660254, 1.       ])
     """
-    rows = row_pairs(p, q, axis, dtype)
-    return _reduce("hellinger", rows, normalize, keepdims, out, n_threads, invalid)
+    return _reduce("hellinger", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype)
 
 
 def wasserstein_distance(
@@ -610,9 +608,7 @@ def wasserstein_distance(
     >>> fastkl.wasserstein_distance([1, 0, 0], [0, 0, 1], positions=[0.0, 0.5, 10.0])
     np.float64(10.0)
     """
-    rows = row_pairs(p, q, axis, dtype)
-    at = bin_positions(positions, rows.length)
-    return _reduce("wasserstein", rows, normalize, keepdims, out, n_threads, invalid, positions=at)
+    return _reduce("wasserstein", p, q, normalize, axis, keepdims, out, n_threads, invalid, dtype, positions=positions)
 
 
 def score(
@@ -673,7 +669,24 @@ def score(
     {'kl': array([0.54930614,        inf]), 'total_variation': array([0.5, 1. ])}
     """
     names = metric_names(metrics, alpha=alpha)
-    rows = row_pairs(p, q, axis, dtype)
+    try:
+        rows = row_pairs(p, q, axis, dtype)
+    except Contained as contained:
+        call = partial(
+            score,
+            metrics=names,
+            normalize=normalize,
+            base=base,
+            weight=weight,
+            alpha=alpha,
+            positions=positions,
+            axis=axis,
+            keepdims=keepdims,
+            n_threads=n_threads,
+            invalid=invalid,
+            dtype=dtype,
+        )
+        return in_containers(contained, call)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
     unit = log_base(base, above=1.0 if "js_distance" in names else 0.0)
@@ -696,21 +709,43 @@ def score(
 
 def _reduce(
     name: str,
-    rows: Rows,
+    p: ArrayLike,
+    q: ArrayLike,
     normalize: bool,
+    axis: SupportsIndex,
     keepdims: bool,
     out: Array | None,
     n_threads: int | None,
     invalid: str,
+    dtype: str | None,
     unit: float = 1.0,
     parameter: float = 0.0,
-    positions: NDArray[np.float64] | None = None,
+    positions: ArrayLike | None = None,
 ) -> Result:
-    """One measure of all pairs of rows, with the checks of the options that need no more than the rows."""
+    """One measure of all pairs of rows, with the checks that all functions have in common."""
+    try:
+        rows = row_pairs(p, q, axis, dtype)
+    except Contained as contained:
+        call = partial(
+            _reduce,
+            name,
+            normalize=normalize,
+            axis=axis,
+            keepdims=keepdims,
+            out=out,
+            n_threads=n_threads,
+            invalid=invalid,
+            dtype=dtype,
+            unit=unit,
+            parameter=parameter,
+            positions=positions,
+        )
+        return in_containers(contained, call)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
+    at = None if positions is None else bin_positions(positions, rows.length)
     target, copy_to = target_for(rows, keepdims, out)
-    _fill((target,), (OPS[name],), rows, normalize, bound, unit, parameter, positions)
+    _fill((target,), (OPS[name],), rows, normalize, bound, unit, parameter, at)
     return deliver(rows, target, copy_to, weights_fault(normalize), keepdims, out, invalid)
 
 

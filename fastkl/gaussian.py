@@ -23,13 +23,16 @@ operands and results, and the errors, are those of :mod:`fastkl.discrete`; Pytho
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fastkl._containers import in_containers
 from fastkl._kernels._batch import FAMILIES, FULL_SCALES, GAUSSIAN_OPS, SCALES, TYPES, reduce
 from fastkl._runtime import threads_for
 from fastkl._validation import (
+    Contained,
     covariance_kind,
     decoded,
     deliver,
@@ -117,7 +120,20 @@ def gaussian_kl(
     """
     gaussian_scale(scale)
     operands, names = gaussian_operands(mean_p, scale_p, mean_q, scale_q)
-    rows = gaussian_rows(operands, names, axis, dtype)
+    try:
+        rows = gaussian_rows(operands, names, axis, dtype)
+    except Contained as contained:
+        call = partial(
+            gaussian_kl,
+            scale=scale,
+            axis=axis,
+            keepdims=keepdims,
+            out=out,
+            n_threads=n_threads,
+            invalid=invalid,
+            dtype=dtype,
+        )
+        return in_containers(contained, call)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
     target, copy_to = target_for(rows, keepdims, out)
@@ -210,7 +226,19 @@ def gaussian_kl_full(
     """
     covariance_kind(cov)
     operands, names = gaussian_operands(mean_p, cov_p, mean_q, cov_q, "cov")
-    rows = full_gaussian_rows(operands, names, diagonal, dtype)
+    try:
+        rows = full_gaussian_rows(operands, names, diagonal, dtype)
+    except Contained as contained:
+        call = partial(
+            gaussian_kl_full,
+            cov=cov,
+            diagonal=diagonal,
+            out=out,
+            n_threads=n_threads,
+            invalid=invalid,
+            dtype=dtype,
+        )
+        return in_containers(contained, call)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
     target, copy_to = target_for(rows, False, out)
@@ -288,7 +316,10 @@ def gaussian_kl_grad(
     """
     gaussian_scale(scale)
     operands, names = gaussian_operands(mean_p, scale_p, mean_q, scale_q)
-    rows = elements(operands, names, dtype)
+    try:
+        rows = elements(operands, names, dtype)
+    except Contained as contained:
+        return in_containers(contained, partial(gaussian_kl_grad, scale=scale, invalid=invalid, dtype=dtype))
     invalid_choice(invalid)
     gradients = tuple(np.empty(rows.batch_shape, rows.types.result) for _ in operands)
     n = len(operands)

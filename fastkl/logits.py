@@ -26,16 +26,19 @@ TypeError, saying what to pass instead, for complex, object, string, longdouble,
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from fastkl._containers import in_containers
 from fastkl._kernels._batch import FAMILIES, LOGITS_OPS, TYPES, reduce
 from fastkl._runtime import threads_for
 from fastkl._validation import (
     DISTILLED,
     LOGITS,
     LOGITS_METRICS,
+    Contained,
     deliver,
     distillation_temperature,
     gradient_for,
@@ -121,8 +124,8 @@ def kl_divergence_from_logits(
     >>> fastkl.kl_divergence_from_logits([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], [[1.0, 2.0, 2.5], [0.0, 0.0, -np.inf]])
     array([0.02914512,        inf])
     """
-    rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
-    return _reduce("kl", rows, temperature, keepdims, out, n_threads, invalid, log_base(base))
+    a, b, unit = p_logits, q_logits, log_base(base)
+    return _reduce("kl", a, b, temperature, axis, keepdims, out, n_threads, invalid, dtype, unit)
 
 
 def js_divergence_from_logits(
@@ -177,9 +180,8 @@ def js_divergence_from_logits(
     >>> fastkl.js_divergence_from_logits([[1.0, 1.0], [0.0, -np.inf]], [[2.0, 2.0], [-np.inf, 0.0]], base=2)
     array([0., 1.])
     """
-    rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
-    w = js_weight(weight)
-    return _reduce("js", rows, temperature, keepdims, out, n_threads, invalid, log_base(base), w)
+    a, b, unit, w = p_logits, q_logits, log_base(base), js_weight(weight)
+    return _reduce("js", a, b, temperature, axis, keepdims, out, n_threads, invalid, dtype, unit, w)
 
 
 def js_distance_from_logits(
@@ -235,9 +237,8 @@ def js_distance_from_logits(
     >>> fastkl.js_distance_from_logits([[1.0, 1.0], [0.0, -np.inf]], [[2.0, 2.0], [-np.inf, 0.0]], base=2)
     array([0., 1.])
     """
-    rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
-    unit = log_base(base, above=1.0)
-    return _reduce("js_distance", rows, temperature, keepdims, out, n_threads, invalid, unit, js_weight(weight))
+    a, b, unit, w = p_logits, q_logits, log_base(base, above=1.0), js_weight(weight)
+    return _reduce("js_distance", a, b, temperature, axis, keepdims, out, n_threads, invalid, dtype, unit, w)
 
 
 def cross_entropy_from_logits(
@@ -288,8 +289,8 @@ def cross_entropy_from_logits(
     >>> fastkl.cross_entropy_from_logits([[0.0, 0.0], [0.0, 0.0]], [[1.0, 3.0], [0.0, -np.inf]])
     array([1.12692801,        inf])
     """
-    rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
-    return _reduce("cross_entropy", rows, temperature, keepdims, out, n_threads, invalid, log_base(base))
+    a, b, unit = p_logits, q_logits, log_base(base)
+    return _reduce("cross_entropy", a, b, temperature, axis, keepdims, out, n_threads, invalid, dtype, unit)
 
 
 def entropy_from_logits(
@@ -339,8 +340,8 @@ def entropy_from_logits(
     >>> fastkl.entropy_from_logits([[0.0, -np.inf, -np.inf, -np.inf], [5.0, 5.0, 5.0, 5.0]], base=2)
     array([0., 2.])
     """
-    rows = row_pairs(p_logits, p_logits, axis, dtype, LOGITS)
-    return _reduce("entropy", rows, temperature, keepdims, out, n_threads, invalid, log_base(base))
+    a, unit = p_logits, log_base(base)
+    return _reduce("entropy", a, a, temperature, axis, keepdims, out, n_threads, invalid, dtype, unit)
 
 
 def score_from_logits(
@@ -394,7 +395,22 @@ def score_from_logits(
     {'kl': array([1.52318831, 0.06713075]), 'top1_agreement': array([0., 1.])}
     """
     names = metric_names(metrics, LOGITS_METRICS)
-    rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
+    try:
+        rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
+    except Contained as contained:
+        call = partial(
+            score_from_logits,
+            metrics=names,
+            temperature=temperature,
+            base=base,
+            weight=weight,
+            axis=axis,
+            keepdims=keepdims,
+            n_threads=n_threads,
+            invalid=invalid,
+            dtype=dtype,
+        )
+        return in_containers(contained, call)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
     degree = softmax_temperature(temperature)
@@ -503,7 +519,22 @@ def distillation_loss(
     array([[-0.24491866,  0.24491866],
            [-0.10859925,  0.10859925]])
     """
-    rows = row_pairs(teacher_logits, student_logits, axis, dtype, DISTILLED)
+    try:
+        rows = row_pairs(teacher_logits, student_logits, axis, dtype, DISTILLED)
+    except Contained as contained:
+        call = partial(
+            _from_teacher,
+            temperature=temperature,
+            reduction=reduction,
+            return_grad=return_grad,
+            axis=axis,
+            n_threads=n_threads,
+            invalid=invalid,
+            dtype=dtype,
+        )
+        if loss_reduction(reduction) == "none" or not contained.is_lazy:
+            return in_containers(contained, call)
+        return _lazy_total(in_containers(contained, partial(call, reduction="none")), reduction == "batchmean")
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
     degree = distillation_temperature(temperature)
@@ -524,6 +555,23 @@ def distillation_loss(
         with np.errstate(over="ignore"):
             loss = rows.types.result.type(total)
     return (loss, *gradients) if return_grad else loss
+
+
+def _from_teacher(teacher_logits: ArrayLike, student_logits: ArrayLike, **options: Any) -> Any:
+    """The loss with its operands in the order in which the divergence takes them."""
+    return distillation_loss(student_logits, teacher_logits, **options)
+
+
+def _lazy_total(losses: Any, mean: bool) -> Any:
+    """The sum or the mean of Dask's losses; if they come with a gradient, with that of the total."""
+    if isinstance(losses, tuple):
+        losses, gradient = losses
+        n_rows = losses.size if mean else 1
+        return _lazy_total(losses, mean), gradient if n_rows == 1 else gradient / max(n_rows, 1)
+    if mean and math.isnan(losses.size):
+        raise ValueError("the mean needs the number of rows: call compute_chunk_sizes() of the logits first")
+    total = losses.sum(dtype=np.float64)
+    return (total / (losses.size or math.nan) if mean else total).astype(losses.dtype)
 
 
 def kl_divergence_from_logits_grad(
@@ -577,7 +625,19 @@ def kl_divergence_from_logits_grad(
     >>> grad_q
     array([-0.46211716,  0.46211716])
     """
-    rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
+    try:
+        rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
+    except Contained as contained:
+        call = partial(
+            kl_divergence_from_logits_grad,
+            temperature=temperature,
+            base=base,
+            axis=axis,
+            n_threads=n_threads,
+            invalid=invalid,
+            dtype=dtype,
+        )
+        return in_containers(contained, call)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
     degree = softmax_temperature(temperature)
@@ -589,16 +649,36 @@ def kl_divergence_from_logits_grad(
 
 def _reduce(
     name: str,
-    rows: Rows,
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
     temperature: float,
+    axis: SupportsIndex,
     keepdims: bool,
     out: Array | None,
     n_threads: int | None,
     invalid: str,
+    dtype: str | None,
     unit: float,
     parameter: float = 0.0,
 ) -> Result:
-    """One measure of all pairs of rows, with the checks of the options that need no more than the rows."""
+    """One measure of all pairs of rows, with the checks that all functions have in common."""
+    try:
+        rows = row_pairs(p_logits, q_logits, axis, dtype, LOGITS)
+    except Contained as contained:
+        call = partial(
+            _reduce,
+            name,
+            temperature=temperature,
+            axis=axis,
+            keepdims=keepdims,
+            out=out,
+            n_threads=n_threads,
+            invalid=invalid,
+            dtype=dtype,
+            unit=unit,
+            parameter=parameter,
+        )
+        return in_containers(contained, call)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
     degree = softmax_temperature(temperature)
@@ -624,7 +704,9 @@ def _total(
         with np.errstate(over="ignore"):
             total += float(divergences.sum())
     if invalid == "raise" and math.isnan(total):
-        _reduce("kl", rows, temperature, False, None, n_threads, invalid, unit)  # it knows to tell which rows
+        target, _ = target_for(rows, False, None)
+        _fill((target,), (LOGITS_OPS["kl"],), rows, (), n_threads, temperature, unit, 0.0)
+        deliver(rows, target, None, logits_fault, False, None, invalid)  # it knows to tell which rows
     return total
 
 

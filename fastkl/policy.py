@@ -27,13 +27,16 @@ what to pass instead, for complex, object, string, longdouble, masked and sparse
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fastkl._containers import in_containers
 from fastkl._kernels._batch import FAMILIES, GAUSSIAN_OPS, SCALES, TYPES, reduce
 from fastkl._runtime import threads_for
 from fastkl._validation import (
+    Contained,
     clip_range,
     decoded,
     deliver,
@@ -120,7 +123,11 @@ def kl_estimate(
     array([ 0.  , -0.5 ,  0.25])
     """
     estimator(kind)
-    rows = elements((logp, logq), ("logp", "logq"), dtype)
+    try:
+        rows = elements((logp, logq), ("logp", "logq"), dtype)
+    except Contained as contained:
+        call = partial(kl_estimate, kind=kind, out=out, n_threads=n_threads, invalid=invalid, dtype=dtype)
+        return in_containers(contained, call)
     bound = thread_bound(n_threads)
     invalid_choice(invalid)
     target, copy_to = target_for(rows, False, out)
@@ -201,7 +208,11 @@ def clipped_ratio_objective(
     array([ 1.        ,  1.2       , -2.71828183])
     """
     limit = clip_range(clip)
-    rows = elements((logp_new, logp_old, advantage), ("logp_new", "logp_old", "advantage"), dtype)
+    try:
+        rows = elements((logp_new, logp_old, advantage), ("logp_new", "logp_old", "advantage"), dtype)
+    except Contained as contained:
+        call = partial(clipped_ratio_objective, clip=limit, out=out, n_threads=n_threads, invalid=invalid, dtype=dtype)
+        return in_containers(contained, call)
     thread_bound(n_threads)
     invalid_choice(invalid)
     target, copy_to = target_for(rows, False, out)

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -38,14 +39,22 @@ def test_public_functions_have_an_example(name):
         assert doctest.DocTestFinder().find(function, name)[0].examples
 
 
-def test_readme():
+@pytest.mark.parametrize("package", [None, "dask", "jax", "pandas", "xarray"])
+def test_readme(package):
+    """The examples that need no package but NumPy, in their order; then those that import one more, each by itself."""
     readme = ROOT / "README.md"
     if not readme.exists():
         pytest.skip("an installed package has no README beside it")
-    lines = [line for line in readme.read_text(encoding="utf-8").splitlines(True) if not line.startswith("```")]
-    example = doctest.DocTestParser().get_doctest("".join(lines), {}, "README", str(readme), 0)
-    assert example.examples
-    assert doctest.DocTestRunner().run(example).failed == 0
+    if package is not None:
+        pytest.importorskip(package)
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    others = {block: re.findall(r"import (dask|jax|pandas|xarray)\b", block)[-1:] for block in blocks}
+    chosen = [block for block, other in others.items() if other == ([] if package is None else [package])]
+    assert chosen
+    for text in ["".join(chosen)] if package is None else chosen:
+        example = doctest.DocTestParser().get_doctest(text, {}, "README", str(readme), 0)
+        assert example.examples
+        assert doctest.DocTestRunner().run(example).failed == 0
 
 
 # They assert what they claim. What one needs beyond the dependencies of the other tests stands in its id.

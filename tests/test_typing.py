@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import fastkl._kernels
 
 ROOT = pathlib.Path(fastkl.__file__).parent.parent
@@ -47,8 +49,17 @@ def test_stubs_match_the_code(tmp_path):
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_package(tmp_path):
-    checked = run("mypy", "--strict", "-m", "fastkl", "-m", "fastkl.reference", cwd=tmp_path)
+@pytest.mark.parametrize(
+    "modules",
+    [
+        pytest.param(("fastkl", "fastkl.reference"), id="fastkl"),
+        pytest.param(("fastkl.jax",), id="jax"),
+    ],
+)
+def test_package(modules, tmp_path):
+    if modules == ("fastkl.jax",):
+        pytest.importorskip("jax")
+    checked = run("mypy", "--strict", *(f"--module={name}" for name in modules), cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
