@@ -355,8 +355,10 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
     plan.q_columns = q == p ? plan.p_columns : plan.p_columns + FKL_PACKED_ROWS * 8 * length;
     plan.run = runner(plan.type, across);
     plan.floats = in_float(single ? PASS_KL : plan.terms_pass, plan.type);
-    /* Of float rows, PASS_SUMS is good for terms in float alone. */
-    plan.sums_pass = exact ? PASS_SUMS_EXACT : js && (plan.floats || plan.type == FKL_F64) ? PASS_SUMS : PASS_SUMS_MAX;
+    /* Where c enters squared, or not at all, the plain sums will do. Of float rows, PASS_SUMS is good for terms in float
+     * alone. */
+    const int plain = js || (op == FKL_KL && !problem->normalize);
+    plan.sums_pass = exact ? PASS_SUMS_EXACT : plain && (plan.floats || plan.type == FKL_F64) ? PASS_SUMS : PASS_SUMS_MAX;
     const ptrdiff_t fitting = CACHED / (length * type_size(plan.type));
     plan.together = across || fitting > LANES ? LANES : fitting < 1 ? 1 : fitting;
 

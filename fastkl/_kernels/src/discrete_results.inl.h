@@ -13,7 +13,7 @@ FKL_INLINE enum pass term_pass(enum fkl_op op, const fkl_problem *problem, int e
         return PASS_JEFFREYS;
     case FKL_JS:
     case FKL_JS_DISTANCE:
-        return problem->parameter == 0.5 && problem->normalize && !exact ? PASS_JS_HALF : PASS_JS;
+        return problem->parameter == 0.5 && !exact ? PASS_JS_HALF : PASS_JS;
     case FKL_CROSS_ENTROPY:
         return PASS_CROSS;
     case FKL_TOTAL_VARIATION:
@@ -118,8 +118,10 @@ static unsigned finish(enum fkl_op op, enum pass pass, int floats, const struct 
         case FKL_JS:
         case FKL_JS_DISTANCE:
             if (pass == PASS_JS_HALF) {
+                const vd mass = problem->normalize ? one
+                                                   : vd_max(vd_load(&sums->sum[0][j]), vd_load(&sums->sum[1][j]));
                 value = vd_set(0.5) * value;
-                fine = vd_le(vd_set(floats ? 0x1p-20 : 0x1p-40), value);
+                fine = vd_le(vd_set(floats ? 0x1p-20 : 0x1p-40) * mass, value);
             }
             if (weight == 0.5 && problem->normalize)
                 value = vd_min(value, vd_set(FKL_LN2));
@@ -162,7 +164,7 @@ static unsigned finish(enum fkl_op op, enum pass pass, int floats, const struct 
         vd_store(result + j, value);
         good |= md_lanes(fine) << j;
     }
-    return exact || !problem->normalize ? 0xffu : good;
+    return exact || (!problem->normalize && pass != PASS_JS_HALF) ? 0xffu : good;
 }
 
 /* A divergence in nats, in the base asked for; of normalised rows it is >= 0, whatever rounding has left of a 0. */

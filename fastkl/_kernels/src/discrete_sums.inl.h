@@ -446,14 +446,24 @@ FKL_INLINE double vd_max_lanes(const vd x[PARTS])
     return m;
 }
 
-/* *high + *low = the sum of n numbers to twice the precision. */
-FKL_INLINE void add_exactly(const double *x, int n, double *high, double *low)
+/* *high + *low = the sum of the lanes of x and of their compensations, to twice the precision. */
+FKL_INLINE void add_lanes_exactly(const double x[LANES], const double *const compensations[3], double *high,
+                                  double *low)
 {
-    for (int i = 0; i < n; i++) {
-        double sum = *high + x[i], t = sum - *high;
-        *low += (*high - (sum - t)) + (x[i] - t);
-        *high = sum;
+    double sum[LANES], lost[LANES];
+    for (int i = 0; i < LANES; i++) {
+        sum[i] = x[i];
+        lost[i] = (compensations[0][i] + compensations[1][i]) + compensations[2][i];
     }
+    for (int n = LANES / 2; n > 0; n /= 2) {
+        for (int i = 0; i < n; i++) {
+            double a = sum[i], b = sum[i + n], both = a + b, t = both - a;
+            lost[i] = (lost[i] + lost[i + n]) + ((a - (both - t)) + (b - t));
+            sum[i] = both;
+        }
+    }
+    *high = sum[0] + lost[0];
+    *low = lost[0] - (*high - sum[0]);
 }
 
 /* What a pass found out about up to eight rows, one per lane. */
@@ -470,14 +480,8 @@ FKL_INLINE void total_row(const enum pass pass, const struct sums *s, struct tot
     if (pass == PASS_SUMS_EXACT || pass == PASS_DIFFERENCE) {
         const int pairs = pass == PASS_SUMS_EXACT ? 3 : 1, first = pass == PASS_SUMS_EXACT ? 0 : 1;
         for (int k = first; k < first + pairs; k++) {
-            double high = 0.0, low = 0.0, rest = 0.0;
-            add_exactly(s->high[k], LANES, &high, &low);
-            add_exactly(s->low[k], LANES, &high, &low);
-            add_exactly(s->high[k + pairs], LANES, &high, &low);
-            add_exactly(s->low[k + pairs], LANES, &high, &low);
-            add_exactly(&low, 1, &high, &rest);
-            t->sum[k][row] = high;
-            t->sum[k + pairs][row] = rest;
+            const double *const compensations[3] = {s->low[k], s->high[k + pairs], s->low[k + pairs]};
+            add_lanes_exactly(s->high[k], compensations, &t->sum[k][row], &t->sum[k + pairs][row]);
         }
         if (pass == PASS_SUMS_EXACT)
             return;

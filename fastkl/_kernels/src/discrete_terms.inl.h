@@ -85,6 +85,11 @@ FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
         vd_two_sum(p, -q, &difference, &error);
         vd_two_sum(acc[2], difference, &acc[2], &lost);
         acc[5] += lost + error;
+    } else if (pass == PASS_DIFFERENCE) {
+        /* p - q is exact where p and q are within an octave, and elsewhere its rounding is below the last bit of phi. */
+        vd lost;
+        vd_two_sum(acc[1], p - q, &acc[1], &lost);
+        acc[2] += lost;
     } else if (pass == PASS_SUMS || pass == PASS_KL) {
         acc[pass == PASS_KL ? 1 : 0] += p;
         acc[pass == PASS_KL ? 2 : 1] += q;
@@ -96,7 +101,7 @@ FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
 FKL_INLINE int pass_wants_positive(const enum pass pass)
 {
     return pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
-           pass == PASS_KL_PAIR || pass == PASS_JS_HALF;
+           pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE || pass == PASS_JS_HALF;
 }
 
 /* That branch. *special collects the bits of every element below SMALLEST but for 0: a row in which any is set (tiny or
@@ -105,7 +110,8 @@ FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term,
 {
     const vd zero = vd_set(0.0), one = vd_set(1.0), smallest = vd_set(SMALLEST);
     md no_p, no_q;
-    if (pass == PASS_JS_HALF || pass == PASS_KL_PAIR) { /* the pass for the sums has judged the elements */
+    if (pass == PASS_JS_HALF || pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE) {
+        /* The pass for the sums has judged the elements. */
         no_p = vd_eq(*p, zero), no_q = vd_eq(*q, zero);
         *low = vd_select(md_or(no_p, no_q), zero, *low);
         if (pass == PASS_JS_HALF)
@@ -129,7 +135,7 @@ FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term,
  * (see step_double()). */
 FKL_INLINE int pass_begins(const enum pass pass)
 {
-    return pass == PASS_KL || pass == PASS_KL_PAIR || pass == PASS_JS_HALF;
+    return pass == PASS_KL || pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE || pass == PASS_JS_HALF;
 }
 
 struct begun {
@@ -215,15 +221,6 @@ FKL_INLINE void element(const enum pass pass, vd p, vd q, vd low, const struct v
 
     vd p1 = vd_select(none, vd_set(1.0), p), q1 = vd_select(none, vd_set(1.0), q);
     vd low1 = vd_select(none, zero, low);
-    if (pass == PASS_DIFFERENCE) {
-        acc[0] += vd_select(none, vd_select(no_p, q, vd_infinity()), vd_phi(p1, q1));
-        /* p - q = difference + error exactly, and TwoSum keeps what the sum of differences loses. */
-        vd difference, error, lost;
-        vd_two_sum(p, -q, &difference, &error);
-        vd_two_sum(acc[1], difference, &acc[1], &lost);
-        acc[2] += error + lost;
-        return;
-    }
     vd log_ratio = vd_log_ratio(p1, q1, low1);
     if (pass == PASS_JEFFREYS) {
         md both = md_and(no_p, no_q);
