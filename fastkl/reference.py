@@ -1,8 +1,9 @@
 """The functions in plain NumPy, written to be read: what each of :mod:`fastkl.discrete` and its sisters computes.
 
 Names, signatures, options, errors and corner cases are those of the compiled functions, whose docstrings describe them;
-here each docstring is the formula. Rows are held in float64, and every formula allocates arrays of the size of its
-operands: this is the definition and the baseline, not the way to score a million pairs.
+here each docstring is the formula. Operands are arrays in memory, or lists: Dask's arrays, pandas' frames and xarray's
+arrays raise TypeError. Rows are held in float64, and every formula allocates arrays of the size of its operands: this
+is the definition and the baseline, not the way to score a million pairs.
 """
 
 from __future__ import annotations
