@@ -48,6 +48,15 @@ FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t
 #endif
 }
 
+/* VD doubles to doubles or floats. */
+FKL_INLINE void store(const enum fkl_type type, char *address, vd x)
+{
+    if (type == FKL_F32)
+        vh_store(address, x);
+    else
+        vd_store((double *)(void *)address, x);
+}
+
 /* How many of n elements fall to the part of a step that begins at `first`. */
 FKL_INLINE ptrdiff_t part_length(ptrdiff_t n, ptrdiff_t first, ptrdiff_t width)
 {

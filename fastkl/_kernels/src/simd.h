@@ -470,6 +470,22 @@ FKL_INLINE vf vf_load_f16(const void *address)
 #endif
 #endif
 
+/* VD doubles as floats. */
+FKL_INLINE void vh_store(void *address, vd x)
+{
+#if VD == 8
+    _mm256_storeu_ps(address, _mm512_cvtpd_ps((__m512d)x));
+#elif VD == 4
+    _mm_storeu_ps(address, _mm256_cvtpd_ps((__m256d)x));
+#elif VD == 2
+    const float narrow[2] = {(float)x[0], (float)x[1]};
+    memcpy(address, narrow, sizeof narrow);
+#else
+    const float narrow = (float)x;
+    memcpy(address, &narrow, sizeof narrow);
+#endif
+}
+
 #if VD > 1
 /* Two neighbouring floats of each of four rows: the first ones to *first, the second ones to *second. */
 FKL_INLINE void v4_store_columns(const char *from, ptrdiff_t stride, float first[4], float second[4])

@@ -175,15 +175,27 @@ FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low)
     return vd_end_pair(pair.x, pair.n_low);
 }
 
+/* k log 2 + 2 atanh(n/sum). */
+FKL_INLINE vd vd_log_at(vd k, vd n, vd sum)
+{
+    vd s = n / sum;
+    vd t = vd_atanh_tail(s * s);
+    vd near = vd_madd(s, t, vd_madd(k, vd_set(FKL_LN2_LOW), s + s));
+    return vd_fma(k, vd_set(FKL_LN2), near);
+}
+
 /* log(p / (q + low)) for p >= 2^-1021 and normal q; 3 ulp. */
 FKL_INLINE vd vd_log_ratio(vd p, vd q, vd low)
 {
     vd q2, k = vd_octaves(p, q, &q2);
-    vd n = (p - q2) - low * vd_power_near(k);
-    vd s = n / (p + q2);
-    vd t = vd_atanh_tail(s * s);
-    vd near = vd_madd(s, t, vd_madd(k, vd_set(FKL_LN2_LOW), s + s));
-    return vd_fma(k, vd_set(FKL_LN2), near);
+    return vd_log_at(k, (p - q2) - low * vd_power_near(k), p + q2);
+}
+
+/* log(p/q), likewise; 3 ulp. */
+FKL_INLINE vd vd_log_quotient(vd p, vd q)
+{
+    vd q2, k = vd_octaves(p, q, &q2);
+    return vd_log_at(k, p - q2, p + q2);
 }
 
 /* log(1 + x) for x > -1 with 1 + x normal; 3 ulp. */
@@ -192,11 +204,7 @@ FKL_INLINE vd vd_log1p(vd x)
     vd sum, low;
     vd_two_sum(vd_set(1.0), x, &sum, &low);
     vd one2, k = vd_octaves(sum, vd_set(1.0), &one2);
-    vd n = vd_select(vd_eq(k, vd_set(0.0)), x, (sum - one2) + low);
-    vd s = n / (sum + one2);
-    vd t = vd_atanh_tail(s * s);
-    vd near = vd_madd(s, t, vd_madd(k, vd_set(FKL_LN2_LOW), s + s));
-    return vd_fma(k, vd_set(FKL_LN2), near);
+    return vd_log_at(k, vd_select(vd_eq(k, vd_set(0.0)), x, (sum - one2) + low), sum + one2);
 }
 
 /* x - log(1 + x) >= 0 for x > -1 with 1 + x normal, as phi(1, 1 + x); 7.5 ulp. */
