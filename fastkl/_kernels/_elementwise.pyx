@@ -7,6 +7,8 @@ much; and what they are called.
 
 cimport numpy as cnp
 from cython.parallel cimport prange
+from libc.math cimport isfinite
+from libc.stdlib cimport free, malloc
 
 from fastkl._kernels._engine cimport *
 
@@ -20,6 +22,8 @@ cdef extern from "flags.h" nogil:
 
 cdef enum:
     SHARE = 32768  # elements that a thread takes at a time
+    ROW = 4096     # elements whose terms are summed in one go
+    ROWS = 8       # and so many of these does a thread take at a time
     MOST_TYPES = 4
     MOST_ARRAYS = 3
 
@@ -28,6 +32,10 @@ cdef struct Task:
     Py_ssize_t size  # of an element
 
 cdef Py_ssize_t serial_below = _runtime.SERIAL_BELOW
+
+
+cdef Py_ssize_t size_of(int type) noexcept nogil:
+    return 8 if type == FKL_F64 else 4 if type == FKL_F32 else 2
 
 
 cdef int threads_for(Py_ssize_t n) noexcept with gil:
@@ -65,22 +73,27 @@ cdef void run(const Task *task, fkl_elementwise *function, Py_ssize_t first, Py_
     function(task.operation, task.type, n, part, strides)
 
 
+cdef void apply(const Task *task, Py_ssize_t n, char **arrays, const Py_ssize_t *strides) noexcept nogil:
+    # n elements of which none is written before it has been read.
+    cdef fkl_elementwise *function = active_level().elementwise
+    cdef Py_ssize_t i
+    cdef int threads = threads_for(n) if n >= serial_below else 1
+    if threads > 1:
+        for i in prange((n + SHARE - 1) // SHARE, num_threads=threads, schedule="guided"):
+            run(task, function, i * SHARE, min(<Py_ssize_t>SHARE, n - i * SHARE), arrays, strides)
+    else:
+        function(task.operation, task.type, n, arrays, strides)
+
+
 cdef void loop(char **arrays, const cnp.npy_intp *lengths, const cnp.npy_intp *steps, void *data) noexcept nogil:
     cdef const Task *task = <const Task *>data
     cdef const Py_ssize_t *strides = <const Py_ssize_t *>steps
-    cdef fkl_elementwise *function = active_level().elementwise
     cdef Py_ssize_t n = lengths[0], i
-    cdef int threads
     if n > 1 and reads_own_results(task, arrays, strides, n):
         for i in range(n):
-            run(task, function, i, 1, arrays, strides)
+            run(task, active_level().elementwise, i, 1, arrays, strides)
     else:
-        threads = threads_for(n) if n >= serial_below else 1
-        if threads > 1:
-            for i in prange((n + SHARE - 1) // SHARE, num_threads=threads, schedule="guided"):
-                run(task, function, i * SHARE, min(<Py_ssize_t>SHARE, n - i * SHARE), arrays, strides)
-        else:
-            function(task.operation, task.type, n, arrays, strides)
+        apply(task, n, arrays, strides)
     fkl_clear_flags()  # of intermediate results, or NumPy would warn of them
 
 
@@ -103,8 +116,7 @@ cdef object define(int operation, int operands, list types, str name, str text):
     cdef bytes name_bytes = name.encode(), text_bytes = text.encode()
     cdef int i, k, row_type, type_number
     for i, (row_type, type_number) in enumerate(types):
-        definition.tasks[i] = Task(operation, row_type, operands,
-                                   8 if row_type == FKL_F64 else 4 if row_type == FKL_F32 else 2)
+        definition.tasks[i] = Task(operation, row_type, operands, size_of(row_type))
         definition.data[i] = &definition.tasks[i]
         for k in range(operands + 1):
             definition.types[i * (operands + 1) + k] = type_number
@@ -175,13 +187,13 @@ Returns
 -------
 scalar or ndarray
     The value in nats, never negative; float32 of float16, float32 and integers of up to 16 bits, float64 of all others.
-    NaN where x or y is, and where one is infinite and the other positive.
+    NaN where x or y is, and where both are infinite.
 
 Notes
 -----
 The drop-in for :data:`scipy.special.kl_div`. It is within 6.5 units in the last place of the exact value for all finite
 x and y, and within 0.51 for float32, where SciPy's loses digits the more the nearer y comes to x, can be negative, and
-is infinite where x/y or x log(x/y) leaves the range and the value does not.
+is infinite where x/y or x log(x/y) leaves the range and the value does not, and NaN where only x or y is infinite.
 
 Examples
 --------
@@ -232,3 +244,82 @@ kl_div defines it: -0 x for t = 0. float16, bfloat16 as uint16, float32 or float
 kl_term_log = define(FKL_KL_TERM_LOG, 2, _WITH_HALVES, "kl_term_log", """e^t (t - x) for an input x and the logarithm t of
 a target. float16, bfloat16 as uint16, float32 or float64.
 """)
+
+
+cdef struct Sum:
+    int operation, type
+    fkl_kernel *kernel
+    fkl_rows operands[2]  # whose rows follow each other
+    fkl_problem problem
+    Py_ssize_t rows
+    double *sums
+
+
+cdef void sum_rows(const Sum *work, Py_ssize_t first) noexcept nogil:
+    # Up to ROWS of them.
+    cdef fkl_rows operands[2]
+    cdef int k
+    for k in range(2):
+        operands[k] = work.operands[k]
+        operands[k].data += first * operands[k].row_stride
+    work.kernel(work.operation, work.type, operands, min(<Py_ssize_t>ROWS, work.rows - first), &work.problem,
+                work.sums + first, NULL)
+
+
+cdef double total(const double *sums, Py_ssize_t n) noexcept nogil:
+    # In their order, with what the additions lose.
+    cdef double high = 0.0, low = 0.0, both, moved
+    cdef Py_ssize_t i
+    for i in range(n):
+        both = high + sums[i]
+        moved = both - high
+        low += (high - (both - moved)) + (sums[i] - moved)
+        high = both
+    return high + low if isfinite(high) else high
+
+
+def kl_terms_at(bint log_target, int row_type, Py_ssize_t n, size_t x, size_t t, size_t out):
+    """kl_term or kl_term_log of n elements of one type (enum fkl_type) that lie one behind the other at x and at t."""
+    cdef Py_ssize_t size = size_of(row_type)
+    cdef Task task = Task(FKL_KL_TERM_LOG if log_target else FKL_KL_TERM, row_type, 2, size)
+    cdef char *arrays[MOST_ARRAYS]
+    cdef Py_ssize_t[MOST_ARRAYS] strides = [size, size, size]
+    arrays[0], arrays[1], arrays[2] = <char *>x, <char *>t, <char *>out
+    with nogil:
+        apply(&task, n, arrays, strides)
+
+
+def kl_sum_at(bint log_target, int row_type, Py_ssize_t n, size_t x, size_t t):
+    """Their sum. In which order they are added depends on n alone."""
+    cdef Sum work
+    cdef Py_ssize_t size = size_of(row_type), row = min(n, <Py_ssize_t>ROW), i
+    cdef int threads = threads_for(n) if n >= serial_below else 1
+    cdef double sum
+    if n == 0:
+        return 0.0
+    work.operation = FKL_KL_TERM_LOG if log_target else FKL_KL_TERM
+    work.type = row_type
+    work.kernel = active_level().kernels[FKL_TERMS]
+    work.operands[0] = fkl_rows(<const char *>x, row * size, size, row_type, 0)
+    work.operands[1] = fkl_rows(<const char *>t, row * size, size, row_type, 0)
+    work.problem.length = row
+    work.rows = n // row
+    work.sums = <double *>malloc((work.rows + 1) * sizeof(double))
+    if work.sums == NULL:
+        raise MemoryError(f"no memory for {work.rows + 1} sums")
+    with nogil:
+        if threads > 1:
+            for i in prange((work.rows + ROWS - 1) // ROWS, num_threads=threads, schedule="guided"):
+                sum_rows(&work, i * ROWS)
+        else:
+            for i in range((work.rows + ROWS - 1) // ROWS):
+                sum_rows(&work, i * ROWS)
+        i = work.rows
+        work.sums[i] = 0.0
+        if n % row:  # a shorter row behind the others
+            work.problem.length = n % row
+            work.rows += 1
+            sum_rows(&work, i)
+        sum = total(work.sums, i + 1)
+        free(work.sums)
+    return sum

@@ -8,6 +8,7 @@ get PyTorch's function.
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,10 @@ _TYPES = {
     torch.bfloat16: _batch.TYPES["bfloat16"],
 }
 
-# Sums are of rows: what lies in one piece is cut into rows of this length, for threads to share.
-_ROW_LENGTH = 4096
+# A derivative that Python has a part in costs some tens of microseconds more than one of PyTorch's: so many terms must
+# there be, of a target and of its logarithm. The latter is an exponential and a product to PyTorch, whose derivatives
+# take it no longer than ours do; there the sum is what is gained.
+_LEAST_WITH_GRADIENT, _LEAST_WITH_GRADIENT_LOG = 16_384, 131_072
 
 _NONE, _MEAN, _SUM = (_reduction.get_enum(name) for name in ("none", "mean", "sum"))
 
@@ -103,8 +106,9 @@ def kl_div(
                 stacklevel=2,
             )
         code = _SUM if reduction == "batchmean" else _reduction.get_enum(reduction)
-    shape = _common_shape(input, target)
-    if shape is None:
+    shape = _common_shape(input, target) if type(log_target) is bool else None
+    with_gradient = shape is not None and torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
+    if shape is None or (with_gradient and not _gains_with_gradient(math.prod(shape), code, log_target)):
         result = torch.kl_div(input, target, code, log_target=log_target)
         return result / input.size()[0] if reduction == "batchmean" and input.dim() != 0 else result
     divisor = 1
@@ -112,7 +116,7 @@ def kl_div(
         divisor = math.prod(shape)
     elif reduction == "batchmean" and input.dim() != 0:
         divisor = input.size()[0]
-    if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
+    if with_gradient:
         value: Tensor = _KLDiv.apply(input, target, shape, code, divisor, log_target)
         return value
     return _value(input, target, shape, code, divisor, log_target)
@@ -130,14 +134,19 @@ def _common_shape(input: Any, target: Any) -> tuple[int, ...] | None:
         return None
 
 
+def _gains_with_gradient(n: int, code: int, log_target: bool) -> bool:
+    if log_target:
+        return code != _NONE and n >= _LEAST_WITH_GRADIENT_LOG
+    return n >= _LEAST_WITH_GRADIENT
+
+
 def _is_plain(tensor: Any) -> bool:
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.dtype in _TYPES
-        and tensor.device.type == "cpu"
+        and tensor.is_cpu
         and tensor.layout is torch.strided
         and not tensor.is_neg()
-        and not tensor.has_names()
     )
 
 
@@ -166,29 +175,56 @@ class _KLDiv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, target = ctx.saved_tensors
-        grad = grad / ctx.divisor if ctx.divisor != 1 else grad
-        weight = target.exp() if ctx.log_target else target
+        by_input, by_target = ctx.needs_input_grad[:2]
+        if ctx.divisor != 1:
+            grad = grad / ctx.divisor
+        # A result of our own may be overwritten where nobody differentiates it, and has the shape of what is made of it.
+        in_place = input.shape == target.shape and not torch.is_grad_enabled() and not _is_watched()
+
+        def onto(operation: Callable[..., Tensor], own: Tensor, other: Tensor | int) -> Tensor:
+            return operation(own, other, out=own) if in_place else operation(own, other)
+
         grads: list[Tensor | None] = [None] * 6
-        if ctx.needs_input_grad[0]:
-            grads[0] = (weight * -grad).sum_to_size(input.shape)
-        if ctx.needs_input_grad[1]:
-            # t/t is NaN for t = 0, as PyTorch has it.
-            slope = weight * (target - input + 1) if ctx.log_target else target.log() + target / target - input
-            grads[1] = (slope * grad).sum_to_size(target.shape)
+        if ctx.log_target:
+            weight = target.exp()
+            if by_target:
+                slope = onto(torch.add, target - input, 1)
+                grads[1] = onto(torch.mul, onto(torch.mul, slope, weight), grad)
+            if by_input:
+                grads[0] = onto(torch.mul, weight, -grad)
+        else:
+            if by_target:  # t/t is NaN for t = 0, as PyTorch has it
+                slope = onto(torch.sub, onto(torch.add, target.log(), target / target), input)
+                grads[1] = onto(torch.mul, slope, grad)
+            if by_input:
+                grads[0] = target * -grad
+        for k, tensor in enumerate((input, target)):
+            gradient = grads[k]
+            if gradient is not None:
+                grads[k] = gradient.sum_to_size(tensor.shape)
         return tuple(grads)
 
 
 def _value(
     input: Tensor, target: Tensor, shape: tuple[int, ...], code: int, divisor: int, log_target: bool
 ) -> Tensor:
-    x, t = _array(input), _array(target)
+    row_type = _TYPES[input.dtype]
+    in_one_piece = input.shape == target.shape and input.is_contiguous() and target.is_contiguous()
     if code == _NONE:
-        terms = torch.empty_like(input) if input.shape == target.shape else torch.empty(shape, dtype=input.dtype)
-        (_elementwise.kl_term_log if log_target else _elementwise.kl_term)(x, t, out=_array(terms))
+        if in_one_piece:
+            terms = torch.empty_like(input)
+            at = input.data_ptr(), target.data_ptr(), terms.data_ptr()
+            _elementwise.kl_terms_at(log_target, row_type, input.numel(), *at)
+        else:
+            terms = torch.empty_like(input) if input.shape == target.shape else torch.empty(shape, dtype=input.dtype)
+            term = _elementwise.kl_term_log if log_target else _elementwise.kl_term
+            term(_array(input), _array(target), out=_array(terms))
         return terms
-    total = _sum(x, t, _TYPES[input.dtype], shape, _batch.TERMS_OPS["kl_log" if log_target else "kl"])
-    value = total / divisor if divisor else math.nan
-    return torch.tensor(value, dtype=input.dtype)
+    if in_one_piece:
+        total = _elementwise.kl_sum_at(log_target, row_type, input.numel(), input.data_ptr(), target.data_ptr())
+    else:
+        total = _sum(_array(input), _array(target), row_type, shape, log_target)
+    return torch.scalar_tensor(total / divisor if divisor else math.nan, dtype=input.dtype)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
@@ -198,29 +234,19 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _sum(x: NDArray[Any], t: NDArray[Any], row_type: int, shape: tuple[int, ...], operation: int) -> float:
-    """The sum of all terms. In which order they are added depends on the shape and the strides alone."""
-    n = math.prod(shape)
-    if n == 0:
+def _sum(x: NDArray[Any], t: NDArray[Any], row_type: int, shape: tuple[int, ...], log_target: bool) -> float:
+    """The sum of all terms by rows, along the axis on which x has its least stride."""
+    if 0 in shape:
         return 0.0
-    if not (x.shape == t.shape and x.flags.c_contiguous and t.flags.c_contiguous):
-        x, t = np.broadcast_to(x, shape), np.broadcast_to(t, shape)
-        order = np.argsort([-abs(stride) for stride in x.strides], kind="stable")
-        x, t = x.transpose(order), t.transpose(order)
-    if x.flags.c_contiguous and t.flags.c_contiguous:
-        x, t = x.reshape(-1), t.reshape(-1)
-    if x.ndim != 1 or n <= _ROW_LENGTH:
-        return _sum_of_rows(x, t, row_type, operation)
-    whole = n - n % _ROW_LENGTH
-    total = _sum_of_rows(x[:whole].reshape(-1, _ROW_LENGTH), t[:whole].reshape(-1, _ROW_LENGTH), row_type, operation)
-    return total if whole == n else total + _sum_of_rows(x[whole:], t[whole:], row_type, operation)
-
-
-def _sum_of_rows(x: NDArray[Any], t: NDArray[Any], row_type: int, operation: int) -> float:
+    if not shape:
+        shape = (1,)
+    x, t = np.broadcast_to(x, shape), np.broadcast_to(t, shape)
+    order = np.argsort([-abs(stride) for stride in x.strides], kind="stable")
+    x, t = x.transpose(order), t.transpose(order)
     sums = np.empty(x.shape[:-1])
     _batch.reduce(
         _batch.FAMILIES["terms"],
-        (operation,),
+        (_batch.TERMS_OPS["kl_log" if log_target else "kl"],),
         (x, t),
         (row_type, row_type),
         row_type,

@@ -47,7 +47,7 @@ double fkl_careful_element(int op, double x, double y)
         if (!positive)
             return x == 0.0 && y >= 0.0 ? (op == FKL_KL_DIV ? y : 0.0) : INFINITY;
         if (op == FKL_KL_DIV)
-            return finite ? phi(x, y) : NAN; /* infinity - infinity, either way */
+            return finite ? phi(x, y) : isinf(x) && isinf(y) ? NAN : INFINITY; /* the limit, where there is one */
         return finite ? x * log_quotient(x, y) : x > y ? INFINITY : x < y ? -INFINITY : NAN;
     case FKL_ENTR:
         if (isnan(x))

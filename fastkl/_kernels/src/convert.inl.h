@@ -34,34 +34,6 @@ FKL_INLINE float half_to_float(uint16_t h)
     return value;
 }
 
-/* A double to the nearest of the first FKL_ROW_TYPES, to halves by way of floats. */
-FKL_INLINE uint16_t float_to_bfloat(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (uint16_t)(x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-/* To binary16: what is left of the significand is rounded by an addition, in the place of the last bit that stays. */
-FKL_INLINE uint16_t float_to_half(float x)
-{
-    uint32_t bits, sign;
-    float magnitude = fabsf(x), anchor;
-    memcpy(&bits, &x, 4);
-    sign = bits >> 16 & 0x8000;
-    if (!(magnitude < 65520.0f)) /* half way from the largest to the next */
-        return (uint16_t)(sign | (x != x ? 0x7e00 : 0x7c00));
-    /* 2^13 times the power of two below it, or below the least normal number. */
-    memcpy(&bits, &magnitude, 4);
-    bits = magnitude < 0x1p-14f ? UINT32_C(113) << 23 : bits & 0x7f800000;
-    const uint32_t anchor_bits = bits + (UINT32_C(13) << 23);
-    memcpy(&anchor, &anchor_bits, 4);
-    magnitude = (magnitude + anchor) - anchor;
-    magnitude *= 0x1p-112f; /* the exponent's place: subnormal numbers fall into theirs */
-    memcpy(&bits, &magnitude, 4);
-    return (uint16_t)(sign | bits >> 13);
-}
-
 /* One element as a double; 64-bit integers round to nearest. */
 FKL_INLINE double load_one(const enum fkl_type type, const char *address)
 {
@@ -97,6 +69,13 @@ FKL_INLINE double load_one(const enum fkl_type type, const char *address)
     }
     }
 #undef FKL_LOAD
+}
+
+/* A float to one of the other FKL_ROW_TYPES. */
+FKL_INLINE void store_one(const enum fkl_type type, char *address, float x)
+{
+    const uint16_t half = type == FKL_F16 ? float_to_f16(x) : float_to_bf16(x);
+    memcpy(address, type == FKL_F32 ? (const void *)&x : (const void *)&half, (size_t)type_size(type));
 }
 
 FKL_INLINE double load_any(const enum fkl_type type, int swapped, const char *address)

@@ -15,7 +15,7 @@ extern const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL);
 const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL) = {
     FKL_TEXT(FKL_LEVEL),
     {[FKL_DISCRETE] = discrete_block, [FKL_GAUSSIAN] = gaussian_block, [FKL_GAUSSIAN_FULL] = gaussian_full_block,
-     [FKL_LOGITS] = logits_block, [FKL_TERMS] = term_sums},
+     [FKL_LOGITS] = logits_block, [FKL_TERMS] = kl_term_sums},
     elementwise,
     probe,
 };

@@ -48,15 +48,6 @@ FKL_INLINE vd load_part(const enum fkl_type type, const char *address, ptrdiff_t
 #endif
 }
 
-/* VD doubles to doubles or floats. */
-FKL_INLINE void store(const enum fkl_type type, char *address, vd x)
-{
-    if (type == FKL_F32)
-        vh_store(address, x);
-    else
-        vd_store((double *)(void *)address, x);
-}
-
 /* How many of n elements fall to the part of a step that begins at `first`. */
 FKL_INLINE ptrdiff_t part_length(ptrdiff_t n, ptrdiff_t first, ptrdiff_t width)
 {
@@ -88,6 +79,16 @@ FKL_INLINE vf load_float(const enum fkl_type type, const char *address)
     if (type == FKL_BF16)
         return vf_load_bf16(address);
     return vf_load(address);
+}
+
+FKL_INLINE void store_float(const enum fkl_type type, char *address, vf x)
+{
+    if (type == FKL_F16)
+        vf_store_f16(address, x);
+    else if (type == FKL_BF16)
+        vf_store_bf16(address, x);
+    else
+        vf_store((float *)(void *)address, x);
 }
 
 FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptrdiff_t n)
