@@ -96,7 +96,6 @@ def kl_div(
         return torch_functional.kl_div(input, target, size_average, reduce, reduction, log_target)
     if size_average is not None or reduce is not None:
         code = _reduction.legacy_get_enum(size_average, reduce)
-        reduction = ""
     else:
         if reduction == "mean":
             warnings.warn(
@@ -106,16 +105,15 @@ def kl_div(
                 stacklevel=2,
             )
         code = _SUM if reduction == "batchmean" else _reduction.get_enum(reduction)
-    shape = _common_shape(input, target) if type(log_target) is bool else None
+    by_batch = reduction == "batchmean" and isinstance(input, Tensor) and input.dim() != 0
+    # A reduction to "none" by one parameter and to "batchmean" by another is not worth a kernel.
+    ours = type(log_target) is bool and not (by_batch and code == _NONE)
+    shape = _common_shape(input, target) if ours else None
     with_gradient = shape is not None and torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
     if shape is None or (with_gradient and not _gains_with_gradient(math.prod(shape), code, log_target)):
         result = torch.kl_div(input, target, code, log_target=log_target)
-        return result / input.size()[0] if reduction == "batchmean" and input.dim() != 0 else result
-    divisor = 1
-    if code == _MEAN:
-        divisor = math.prod(shape)
-    elif reduction == "batchmean" and input.dim() != 0:
-        divisor = input.size()[0]
+        return result / input.size()[0] if by_batch else result
+    divisor = (math.prod(shape) if code == _MEAN else 1) * (input.size()[0] if by_batch else 1)
     if with_gradient:
         value: Tensor = _KLDiv.apply(input, target, shape, code, divisor, log_target)
         return value
@@ -169,7 +167,7 @@ class _KLDiv(torch.autograd.Function):
         ctx: Any, input: Tensor, target: Tensor, shape: tuple[int, ...], code: int, divisor: int, log_target: bool
     ) -> Tensor:
         ctx.save_for_backward(input, target)
-        ctx.divisor, ctx.log_target = divisor, log_target
+        ctx.shape, ctx.divisor, ctx.log_target = shape, divisor, log_target
         return _value(input, target, shape, code, divisor, log_target)
 
     @staticmethod
@@ -179,7 +177,8 @@ class _KLDiv(torch.autograd.Function):
         if ctx.divisor != 1:
             grad = grad / ctx.divisor
         # A result of our own may be overwritten where nobody differentiates it, and has the shape of what is made of it.
-        in_place = input.shape == target.shape and not torch.is_grad_enabled() and not _is_watched()
+        watched = _is_watched() or torch._C._functorch.is_legacy_batchedtensor(grad)
+        in_place = input.shape == target.shape and not (torch.is_grad_enabled() or watched)
 
         def onto(operation: Callable[..., Tensor], own: Tensor, other: Tensor | int) -> Tensor:
             return operation(own, other, out=own) if in_place else operation(own, other)
@@ -201,7 +200,7 @@ class _KLDiv(torch.autograd.Function):
         for k, tensor in enumerate((input, target)):
             gradient = grads[k]
             if gradient is not None:
-                grads[k] = gradient.sum_to_size(tensor.shape)
+                grads[k] = gradient.expand(ctx.shape).sum_to_size(tensor.shape)
         return tuple(grads)
 
 

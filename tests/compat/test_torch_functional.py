@@ -128,6 +128,9 @@ def test_odd_numbers(level, dtype, log_target):
     targets += [-1.0, -79.0, -81.0, -200.0, -710.0, -1e4, -inf] if log_target else [-0.5]
     x, t = torch.meshgrid(inputs, torch.tensor(targets, dtype=torch.float64).to(dtype), indexing="ij")
     x, t = x.contiguous(), t.contiguous()
+    if log_target:  # where e^t is 0 to PyTorch and not to us, its product with an infinity is NaN there
+        same = ~(torch.isinf(x) & (t.exp() < torch.finfo(dtype).smallest_normal) & torch.isfinite(t))
+        x, t = x[same], t[same]
     ours, theirs = (f(x, t, reduction="none", log_target=log_target) for f in (drop_in, original))
     assert_near(ours, theirs, tolerance(dtype, x, t, log_target=log_target) + torch.finfo(dtype).smallest_normal)
     for k in range(x.numel()):
@@ -281,6 +284,8 @@ CALLS = {
     "reduce": lambda f, x, t: f(x, t, reduce=True),
     "not reduce": lambda f, x, t: f(x, t, reduce=False),
     "both": lambda f, x, t: f(x, t, False, True, "batchmean"),
+    "both, mean": lambda f, x, t: f(x, t, True, True, "batchmean"),
+    "both, none": lambda f, x, t: f(x, t, None, False, "batchmean"),
     "elementwise_mean": lambda f, x, t: f(x, t, reduction="elementwise_mean"),
     "no such reduction": lambda f, x, t: f(x, t, reduction="total"),
     "no reduction": lambda f, x, t: f(x, t, reduction=None),
@@ -379,7 +384,7 @@ def test_whatever_watches_operations_sees_those_of_pytorch(rng):
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(ours(x), theirs(x))
     with torch._subclasses.FakeTensorMode() as mode:
-        assert ours(mode.from_tensor(x)).shape == ()
+        assert drop_in(mode.from_tensor(x), mode.from_tensor(t), reduction="sum").shape == ()
 
 
 # ---- PyTorch's own samples ---------------------------------------------------------------------------------------
