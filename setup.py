@@ -43,7 +43,7 @@ LEVELS = {
     "other": {"baseline": []},
 }
 # What is compiled once for all levels: the code for rows that the kernels leave alone.
-CAREFUL = ("careful.c", "careful_gaussian.c", "careful_logits.c")
+CAREFUL = ("careful.c", "careful_elementwise.c", "careful_gaussian.c", "careful_logits.c")
 
 
 def family():
@@ -134,7 +134,7 @@ def extension(name):
 if __name__ == "__main__":  # so that the tests can import the flags
     setup(
         ext_modules=cythonize(
-            [extension("_engine"), extension("_batch")],
+            [extension("_engine"), extension("_batch"), extension("_elementwise")],
             build_dir="build/cython",
             compiler_directives={"language_level": 3},
         ),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 # A parallel region costs some microseconds to enter, about what one thread needs for this many elements.
-_SERIAL_BELOW = 32_768
+SERIAL_BELOW = 32_768
 
 # An argument or a variable may ask for more threads than there are CPUs, but not for so many that starting them fails.
 _MOST_THREADS = max(64, os.cpu_count() or 1)
@@ -74,14 +74,14 @@ def get_num_threads() -> int:
     >>> fastkl.get_num_threads() >= 1
     True
     """
-    return threads_for(None, _SERIAL_BELOW)
+    return threads_for(None, SERIAL_BELOW)
 
 
 def threads_for(n_threads: int | None, n_elements: int) -> int:
     """The number of threads for a call over so many elements, ``n_threads`` at most."""
     # With libgomp, a child forked from a process that has used OpenMP hangs in its first parallel region; and whoever
     # calls from inside a parallel region has spread the CPUs over its own threads already.
-    if n_elements < _SERIAL_BELOW or _is_forked_child or _engine.in_parallel():
+    if n_elements < SERIAL_BELOW or _is_forked_child or _engine.in_parallel():
         return 1
     return _DEFAULT_THREADS if n_threads is None else min(n_threads, _MOST_THREADS)
 

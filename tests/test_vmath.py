@@ -32,8 +32,9 @@ BOUNDS = {
     "excess_float": (8, "vf_excess", 3),
     "exp2_fraction_float": (9, "vf_exp2_fraction", 3),
     "excess2_float": (10, "vf_excess2_at", 6.5),
+    "exp_float": (11, "vf_exp", 1.5),
 }
-FLOATS = ("phi_float", "excess_float", "exp2_fraction_float", "excess2_float")
+FLOATS = ("phi_float", "excess_float", "exp2_fraction_float", "excess2_float", "exp_float")
 # The second statement about the excess: inside the first interval it does not cancel.
 EXCESS_INSIDE = (0.34, 3)
 
@@ -132,8 +133,8 @@ def arguments(name):
                 ends,
                 [0.0, 700.0, -700.0],
             ])  # fmt: skip
-            a = a[np.abs(a) <= (80 if name == "excess_float" else 700)]
-            if name == "excess_float":
+            a = a[np.abs(a) <= (80 if name in FLOATS else 700)]
+            if name in FLOATS:
                 a = a[np.abs(a) >= 2.0**-60].astype(np.float32).astype(np.float64)
         b = np.ones_like(a)
     if name in ("log1p", "less_log1p"):
@@ -163,7 +164,7 @@ def exact_value(name, a, b):
         return (x * arb.const_log2()).exp()
     if name == "excess2_float":
         return ((x * arb.const_log2()).exp() - 1) / arb.const_log2() - x
-    return x.exp() if name == "exp" else x.exp() - 1 - x
+    return x.exp() if name in ("exp", "exp_float") else x.exp() - 1 - x
 
 
 @pytest.fixture(scope="module")

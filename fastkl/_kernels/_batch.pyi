@@ -9,6 +9,7 @@ FULL_SCALES: dict[str, int]
 OPS: dict[str, int]
 GAUSSIAN_OPS: dict[str, int]
 LOGITS_OPS: dict[str, int]
+TERMS_OPS: dict[str, int]
 TYPES: dict[str, int]
 
 def reduce(

@@ -20,6 +20,7 @@ FAMILIES = {
     "gaussian": FKL_GAUSSIAN,
     "gaussian_full": FKL_GAUSSIAN_FULL,
     "logits": FKL_LOGITS,
+    "terms": FKL_TERMS,
 }
 
 SCALES = {"var": FKL_VAR, "std": FKL_STD, "logvar": FKL_LOGVAR}
@@ -53,6 +54,8 @@ LOGITS_OPS = {
     "kl_grad": FKL_LOGITS_KL_GRAD,
     "kl_grad_q": FKL_LOGITS_KL_GRAD_Q,
 }
+
+TERMS_OPS = {"kl": FKL_KL_TERM, "kl_log": FKL_KL_TERM_LOG}
 
 TYPES = {
     "float64": FKL_F64,

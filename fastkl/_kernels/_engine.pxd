@@ -21,6 +21,7 @@ cdef extern from "kernels.h" nogil:
     enum: FKL_GAUSSIAN
     enum: FKL_GAUSSIAN_FULL
     enum: FKL_LOGITS
+    enum: FKL_TERMS
     enum: FKL_FAMILIES
 
     enum: FKL_GAUSSIAN_KL
@@ -39,6 +40,13 @@ cdef extern from "kernels.h" nogil:
     enum: FKL_LOGITS_TOP1_AGREEMENT
     enum: FKL_LOGITS_KL_GRAD
     enum: FKL_LOGITS_KL_GRAD_Q
+
+    enum: FKL_REL_ENTR
+    enum: FKL_KL_DIV
+    enum: FKL_ENTR
+    enum: FKL_KL_TERM
+    enum: FKL_KL_TERM_LOG
+    enum: FKL_ELEMENT_OPS
 
     enum: FKL_KL
     enum: FKL_REVERSE_KL
@@ -78,9 +86,13 @@ cdef extern from "kernels.h" nogil:
     ctypedef void fkl_kernel(int operation, int row_type, const fkl_rows *operands, Py_ssize_t n_rows,
                              const fkl_problem *problem, double *result, void *scratch) noexcept
 
+    ctypedef void fkl_elementwise(int operation, int type, Py_ssize_t n, char **arrays,
+                                  const Py_ssize_t *strides) noexcept
+
     ctypedef struct fkl_level:
         const char *name
         fkl_kernel *kernels[FKL_FAMILIES]
+        fkl_elementwise *elementwise
         void (*probe)(int function, Py_ssize_t n, const double *a, const double *b, double *result) noexcept
 
     const fkl_level *const fkl_levels[]

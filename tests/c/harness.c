@@ -1300,6 +1300,177 @@ static void check_logits(enum fkl_type p_type, enum fkl_type q_type, enum fkl_ty
     free(q);
 }
 
+/* ---- single elements ------------------------------------------------------------------------------------------------ */
+
+/* The number that these bytes of a type of the first FKL_ROW_TYPES are. */
+static double decode(enum fkl_type type, const char *from)
+{
+    double x;
+    float y;
+    uint16_t half;
+    if (type == FKL_F64) {
+        memcpy(&x, from, 8);
+        return x;
+    }
+    if (type == FKL_F32) {
+        memcpy(&y, from, 4);
+        return y;
+    }
+    memcpy(&half, from, 2);
+    if (type == FKL_BF16) {
+        const uint32_t bits = (uint32_t)half << 16;
+        memcpy(&y, &bits, 4);
+        return y;
+    }
+    const int exponent = half >> 10 & 31, fraction = half & 0x3ff;
+    x = exponent == 31 ? (fraction ? NAN : INFINITY)
+                       : ldexp(exponent ? fraction + 0x400 : fraction, (exponent ? exponent : 1) - 25);
+    return half & 0x8000 ? -x : x;
+}
+
+/* The value, and in *size how large the parts are of which it is the difference. */
+static real plain_element(enum fkl_element_op op, real x, real y, real *size)
+{
+    const real logarithm = op == FKL_KL_TERM_LOG ? y : logl(op == FKL_KL_TERM ? y : x) -
+                                                       (op == FKL_REL_ENTR || op == FKL_KL_DIV ? logl(y) : 0.0L);
+    const int none = x == 0.0L && y >= 0.0L, outside = x < 0.0L || y < 0.0L || (y == 0.0L && x > 0.0L);
+    *size = 0.0L;
+    if (isnan(x) || (isnan(y) && op != FKL_ENTR))
+        return NAN;
+    if (op == FKL_ENTR) {
+        *size = x > 0.0L ? fabsl(x * logarithm) : 0.0L;
+        return x == 0.0L ? 0.0L : x < 0.0L ? -INFINITY : -x * logarithm;
+    }
+    if (op == FKL_REL_ENTR || op == FKL_KL_DIV) {
+        *size = none || outside ? 0.0L : fabsl(x) * (fabsl(logl(x)) + fabsl(logl(y)) + 1.0L) + fabsl(y);
+        if (none || outside)
+            return outside ? INFINITY : op == FKL_KL_DIV ? y : 0.0L;
+        if (isinf(x) && isinf(y))
+            return NAN;
+        if (op == FKL_KL_DIV && (isinf(x) || isinf(y)))
+            return INFINITY;
+        return x * logarithm - (op == FKL_KL_DIV ? x - y : 0.0L);
+    }
+    const real weight = op == FKL_KL_TERM ? y : isinf(x) ? (real)exp((double)y) : expl(y);
+    *size = weight == 0.0L ? 0.0L : fabsl(weight) * (fabsl(logarithm) + fabsl(x));
+    if (op == FKL_KL_TERM && (weight == 0.0L || isinf(weight))) /* as PyTorch's product and difference are */
+        return (weight == 0.0L ? 0.0L : weight * logarithm) - weight * x;
+    return weight * (logarithm - x);
+}
+
+static void check_element(const char *level, const char *how, int op, enum fkl_type type, ptrdiff_t n, ptrdiff_t i,
+                          double got, real want, real allowed)
+{
+    const real most = types[type].most * (1.0L + 0x1p-9L);
+    const int infinite = fabsl(want) > most, near = fabsl(want) > types[type].most * 0.99L; /* either will do */
+    if ((isnan(want) && isnan(got)) || (near && isinf(got) && got * want > 0.0L) ||
+        (!infinite && fabsl(got - want) <= allowed))
+        passed++;
+    else if (++failed <= FAILURES_SHOWN)
+        printf("%s, %s, operation %d, n=%td, %s, element %td: %.17g instead of %.20Lg\n", level, how, op, n,
+               types[type].name, i, got, want);
+}
+
+/* Elements of every operation at a type and every level: against the plain evaluation, in other layouts and in place,
+ * at other levels; and sums of terms over rows of n, alone and in other layouts. */
+static void check_elements(enum fkl_type type, ptrdiff_t n, const fkl_level *const *levels, int turn)
+{
+    const ptrdiff_t size = types[type].size;
+    const real relative = type == FKL_F64 ? 1e-14L : type == FKL_F32 ? 4e-7L : type == FKL_F16 ? 1e-3L : 8e-3L;
+    double *values[2], *expected = allocate((size_t)n * sizeof(double)), *first = allocate((size_t)n * sizeof(double));
+    for (int op = 0; op < FKL_ELEMENT_OPS; op++) {
+        const int operands = op == FKL_ENTR ? 1 : 2, is_term = op == FKL_KL_TERM || op == FKL_KL_TERM_LOG;
+        if (!is_term && type != FKL_F64 && type != FKL_F32)
+            continue;
+        for (int k = 0; k < 2; k++) {
+            values[k] = allocate((size_t)n * sizeof(double));
+            for (ptrdiff_t i = 0; i < n; i++) {
+                const double x = i % 3 == turn % 3 && turn % 2 ? odd_numbers[random_bits() % COUNT(odd_numbers)]
+                                                               : uniform();
+                values[k][i] = rounded(&types[type], is_term && (k == 0 || op == FKL_KL_TERM_LOG) && x > 0.0 && x < 1.0
+                                                         ? 4.0 * log(x) : x);
+            }
+        }
+        real sum = 0.0L, sum_size = 0.0L;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            real part;
+            sum += plain_element((enum fkl_element_op)op, values[0][i], values[1][i], &part);
+            sum_size += part;
+        }
+        for (int l = 0, seen = 0; levels[l]; l++) {
+            for (int layout = 0; layout < LAYOUTS; layout++) {
+                struct operand placed[2];
+                char *arrays[3];
+                ptrdiff_t strides[3];
+                for (int k = 0; k < 2; k++) {
+                    placed[k] = place(type, values[k], 1, n, (enum layout)((layout + k * turn * (layout > 0)) % LAYOUTS));
+                    arrays[k] = (char *)(uintptr_t)placed[k].rows.data;
+                    strides[k] = placed[k].rows.item_stride;
+                }
+                if (placed[0].rows.swapped || placed[1].rows.swapped) {
+                    free(placed[0].memory);
+                    free(placed[1].memory);
+                    continue;
+                }
+                const fkl_rows rows[2] = {placed[0].rows, placed[1].rows};
+                for (int in_place = 0; in_place < 2; in_place++) {
+                    /* Forwards, backwards, and with gaps that must stay as they are. */
+                    const ptrdiff_t stride = layout % 3 == 0 ? size : layout % 3 == 1 ? -size : 2 * size;
+                    char *memory = allocate((size_t)(n * 2 * size));
+                    memset(memory, 0x5a, (size_t)(n * 2 * size));
+                    arrays[operands] = in_place ? arrays[0] : stride < 0 ? memory + (n - 1) * size : memory;
+                    strides[operands] = in_place ? strides[0] : stride;
+                    levels[l]->elementwise(op, type, n, arrays, strides);
+                    for (ptrdiff_t i = 0; i < n; i++) {
+                        const double got = decode(type, arrays[operands] + i * strides[operands]);
+                        real part;
+                        const real want = plain_element((enum fkl_element_op)op, values[0][i], values[1][i], &part);
+                        if (layout == 0 && !in_place) {
+                            check_element(levels[l]->name, "value", op, type, n, i, got, want,
+                                          relative * part + (real)types[type].normal * relative);
+                            expected[i] = got;
+                        } else if (same_bits(got, expected[i])) {
+                            passed++;
+                        } else if (++failed <= FAILURES_SHOWN) {
+                            printf("%s, %s, operation %d, n=%td, %s: other bits\n", levels[l]->name,
+                                   in_place ? "in place" : layout_names[layout], op, n, types[type].name);
+                        }
+                        if (!in_place && stride == 2 * size && decode(type, arrays[operands] + i * stride + size) !=
+                                                                   decode(type, memory + (2 * n - 1) * size))
+                            failed++;
+                    }
+                    free(memory);
+                    if (in_place == 0 && is_term && isfinite((double)sum)) {
+                        const fkl_problem problem = {.length = n};
+                        double result;
+                        levels[l]->kernels[FKL_TERMS](op, type, rows, 1, &problem, &result, NULL);
+                        check_element(levels[l]->name, "sum", op, FKL_F64, n, 0, result, sum,
+                                      (op == FKL_KL_TERM ? 1e-14L : 4e-7L) * sum_size);
+                    }
+                    if (layout % LAYOUTS != 0 && strides[0] == 0)
+                        break; /* one element for all cannot be overwritten */
+                }
+                free(placed[0].memory);
+                free(placed[1].memory);
+            }
+            for (ptrdiff_t i = 0; i < n && seen && strcmp(levels[l]->name, "baseline") != 0; i++)
+                if (same_bits(expected[i], first[i]))
+                    passed++;
+                else if (++failed <= FAILURES_SHOWN)
+                    printf("%s, operation %d, n=%td, %s: other bits than another level's\n", levels[l]->name, op, n,
+                           types[type].name);
+            if (strcmp(levels[l]->name, "baseline") != 0) {
+                memcpy(first, expected, (size_t)n * sizeof(double));
+                seen = 1;
+            }
+        }
+        free(values[0]);
+        free(values[1]);
+    }
+    free(expected);
+    free(first);
+}
+
 /* The functions of vmath.h over arrays of exactly their size; what they compute is for tests/test_vmath.py. */
 static void check_probe(const fkl_level *level)
 {
@@ -1376,6 +1547,10 @@ int main(void)
         for (int j = 0; j < 4; j++, turn++)
             check_logits(pairs[j][0], pairs[j][1], pairs[j][2], long_lengths[i],
                          long_lengths[i] <= 131 ? LOGITS_KINDS : 4, turn, 2, levels);
+    for (int i = 0; i < COUNT(lengths); i++)
+        for (int type = 0; type < FKL_ROW_TYPES; type++)
+            for (int k = 0; k < 2; k++, turn++)
+                check_elements((enum fkl_type)type, lengths[i], levels, turn);
     if (failed > FAILURES_SHOWN)
         printf("... and %ld more\n", failed - FAILURES_SHOWN);
     printf("%ld passed, %ld failed\n", passed, failed);

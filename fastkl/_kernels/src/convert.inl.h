@@ -71,6 +71,13 @@ FKL_INLINE double load_one(const enum fkl_type type, const char *address)
 #undef FKL_LOAD
 }
 
+/* A float to one of the other FKL_ROW_TYPES. */
+FKL_INLINE void store_one(const enum fkl_type type, char *address, float x)
+{
+    const uint16_t half = type == FKL_F16 ? float_to_f16(x) : float_to_bf16(x);
+    memcpy(address, type == FKL_F32 ? (const void *)&x : (const void *)&half, (size_t)type_size(type));
+}
+
 FKL_INLINE double load_any(const enum fkl_type type, int swapped, const char *address)
 {
     char reversed[8];

@@ -13,7 +13,7 @@ enum fkl_type {
     FKL_TYPES
 };
 
-enum fkl_family { FKL_DISCRETE, FKL_GAUSSIAN, FKL_GAUSSIAN_FULL, FKL_LOGITS, FKL_FAMILIES };
+enum fkl_family { FKL_DISCRETE, FKL_GAUSSIAN, FKL_GAUSSIAN_FULL, FKL_LOGITS, FKL_TERMS, FKL_FAMILIES };
 
 /* The discrete family: operands p and q. */
 enum fkl_op {
@@ -36,6 +36,11 @@ enum fkl_logits_op {
     FKL_LOGITS_KL, FKL_LOGITS_REVERSE_KL, FKL_LOGITS_JS, FKL_LOGITS_JS_DISTANCE, FKL_LOGITS_CROSS_ENTROPY,
     FKL_LOGITS_ENTROPY, FKL_LOGITS_TOP1_AGREEMENT, FKL_LOGITS_KL_GRAD, FKL_LOGITS_KL_GRAD_Q
 };
+
+/* Functions of single elements, x and y: SciPy's rel_entr, kl_div and entr (of x alone), and the term that PyTorch's
+ * kl_div adds up, of x = input and y = target or its logarithm. Of the last two there are sums over rows: the family
+ * of terms. */
+enum fkl_element_op { FKL_REL_ENTR, FKL_KL_DIV, FKL_ENTR, FKL_KL_TERM, FKL_KL_TERM_LOG, FKL_ELEMENT_OPS };
 
 /* Renyi's divergence of order alpha is worked out as sum p r^b with r = p/q and this b. The orders from 1/2 up are the
  * well-conditioned ones: below, p and q change places, for sum p^alpha q^(1 - alpha) is sum q^(1 - alpha) p^alpha. The
@@ -79,6 +84,11 @@ typedef struct {
  * fkl_scratch_bytes() of the calling thread's own, 64-byte aligned. */
 typedef void fkl_kernel(int operation, int row_type, const fkl_rows *operands, ptrdiff_t n_rows,
                         const fkl_problem *problem, double *result, void *scratch);
+
+/* An operation (enum fkl_element_op) over n elements of its operands and the result behind them, all of one of the
+ * FKL_ROW_TYPES, at distances in bytes. The result may lie where an operand does, element by element, and must not
+ * overlap one otherwise. */
+typedef void fkl_elementwise(int operation, int type, ptrdiff_t n, char *const *arrays, const ptrdiff_t *strides);
 
 /* Scratch space of the discrete family: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to
  * FKL_TILE_LENGTH elements of each row at a time, which is a multiple of the summation block; behind them the rows of p
@@ -127,6 +137,8 @@ static inline size_t fkl_scratch_bytes(enum fkl_family family, ptrdiff_t length)
 {
     if (family == FKL_GAUSSIAN_FULL)
         return (size_t)fkl_full_scratch(length);
+    if (family == FKL_TERMS)
+        return 0;
     if (family == FKL_GAUSSIAN)
         return FKL_MOST_OPERANDS * 8 * FKL_GAUSSIAN_TILE;
     if (family == FKL_LOGITS)
@@ -140,12 +152,14 @@ enum fkl_probe {
     FKL_PROBE_PHI, FKL_PROBE_LOG_RATIO, FKL_PROBE_LOG1P, FKL_PROBE_EXP, FKL_PROBE_EXP_EXCESS, FKL_PROBE_PHI_OVER,
     FKL_PROBE_LESS_LOG1P,
     FKL_PROBE_PHI_FLOAT, FKL_PROBE_EXCESS_FLOAT, FKL_PROBE_EXP2_FRACTION_FLOAT, FKL_PROBE_EXCESS2_FLOAT, /* of floats */
+    FKL_PROBE_EXP_FLOAT,
     FKL_PROBES
 };
 
 typedef struct {
     const char *name;
     fkl_kernel *kernels[FKL_FAMILIES];
+    fkl_elementwise *elementwise;
     void (*probe)(int function, ptrdiff_t n, const double *a, const double *b, double *result);
 } fkl_level;
 
@@ -160,6 +174,7 @@ double fkl_careful_gaussian_row(const fkl_rows *operands, const fkl_problem *pro
 /* r^2 - 1 - log r^2 for r = s/t, positive s and t. */
 double fkl_careful_spread(double s, double t);
 void fkl_octaves_per_logit(double temperature, double *high, double *low); /* log2(e)/T */
+double fkl_careful_element(int op, double x, double y);
 double fkl_careful_logits_row(int op, const fkl_rows *operands, const fkl_problem *problem);
 
 #endif

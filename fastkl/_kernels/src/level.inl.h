@@ -3,6 +3,7 @@
 #include "gaussian.inl.h"
 #include "gaussian_full.inl.h"
 #include "logits.inl.h"
+#include "elementwise.inl.h"
 #include "probe.inl.h"
 
 #define FKL_JOIN_(a, b) a##b
@@ -14,6 +15,7 @@ extern const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL);
 const fkl_level FKL_JOIN(fkl_level_, FKL_LEVEL) = {
     FKL_TEXT(FKL_LEVEL),
     {[FKL_DISCRETE] = discrete_block, [FKL_GAUSSIAN] = gaussian_block, [FKL_GAUSSIAN_FULL] = gaussian_full_block,
-     [FKL_LOGITS] = logits_block},
+     [FKL_LOGITS] = logits_block, [FKL_TERMS] = kl_term_sums},
+    elementwise,
     probe,
 };

@@ -81,6 +81,16 @@ FKL_INLINE vf load_float(const enum fkl_type type, const char *address)
     return vf_load(address);
 }
 
+FKL_INLINE void store_float(const enum fkl_type type, char *address, vf x)
+{
+    if (type == FKL_F16)
+        vf_store_f16(address, x);
+    else if (type == FKL_BF16)
+        vf_store_bf16(address, x);
+    else
+        vf_store((float *)(void *)address, x);
+}
+
 FKL_INLINE vf load_float_part(const enum fkl_type type, const char *address, ptrdiff_t n)
 {
 #if VD == 8

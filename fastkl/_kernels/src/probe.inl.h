@@ -13,6 +13,8 @@ static vf probe_float(int function, vf x, vf y)
         return vf_excess(x);
     case FKL_PROBE_EXP2_FRACTION_FLOAT:
         return vf_exp2_fraction(x);
+    case FKL_PROBE_EXP_FLOAT:
+        return vf_exp(x);
     default: /* FKL_PROBE_EXCESS2_FLOAT, at x octaves */
         return vf_excess2_at(k, vw_float(vf_bits(shifted) << 23), x - k);
     }

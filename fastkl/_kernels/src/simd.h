@@ -178,7 +178,11 @@ FKL_INLINE vf vf_select(mf m, vf a, vf b) { return (vf)((m & (vw)a) | (~m & (vw)
 FKL_INLINE vw vw_or_where(mf m, vw a, vw b) { return a | (m & b); }
 FKL_INLINE mf mf_or(mf a, mf b) { return a | b; }
 FKL_INLINE mf mf_and(mf a, mf b) { return a & b; }
+#if defined(FKL_X86)
+FKL_INLINE int mf_all(mf m) { return _mm_movemask_ps((__m128)m) == 0xf; }
+#else
 FKL_INLINE int mf_all(mf m) { vi x = (vi)m; return (x[0] & x[1]) == UINT64_MAX; }
+#endif
 FKL_INLINE vf vf_min(vf a, vf b) { return vf_select(vf_lt(a, b), a, b); }
 FKL_INLINE vf vf_max(vf a, vf b) { return vf_select(vf_lt(b, a), a, b); }
 #else
@@ -195,7 +199,10 @@ FKL_INLINE md md_and(md a, md b) { return a & b; }
 FKL_INLINE md md_not(md a) { return ~a; }
 FKL_INLINE vd vd_max(vd a, vd b) { return vd_select(vd_lt(b, a), a, b); }
 FKL_INLINE vd vd_min(vd a, vd b) { return vd_select(vd_lt(a, b), a, b); }
-#if VD > 1
+#if defined(FKL_X86) /* to take a lane out of a mask costs a false dependency on what a register held before */
+FKL_INLINE int md_all(md m) { return _mm_movemask_pd((__m128d)m) == 0x3; }
+FKL_INLINE unsigned md_lanes(md m) { return (unsigned)_mm_movemask_pd((__m128d)m); }
+#elif VD > 1
 FKL_INLINE int md_all(md m) { return (m[0] & m[1]) != 0; }
 FKL_INLINE unsigned md_lanes(md m) { return (unsigned)((m[0] & 1) | (m[1] & 2)); }
 #else
@@ -213,6 +220,16 @@ FKL_INLINE vd vd_sqrt(vd a) { return sqrt(a); }
 FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return fma(a, b, c); }
 #endif
 #endif
+
+/* For the end of what is called from without: leaves the registers' upper parts empty, where code for SSE that comes next
+ * would have to keep them (it takes three times as long). GCC does that by itself, but not behind a last call to a
+ * function of the same file that uses no vectors. */
+FKL_INLINE void vd_leave(void)
+{
+#if defined(__AVX__)
+    _mm256_zeroupper();
+#endif
+}
 
 /* Is any bit set? */
 FKL_INLINE int vi_any(vi x)
@@ -437,8 +454,13 @@ FKL_INLINE vd vh_load_double(const void *address)
     memcpy(x, address, sizeof x);
     return (vd){x[0], x[1]};
 }
+#if defined(FKL_X86)
+FKL_INLINE vd vf_low(vf x) { return (vd)_mm_cvtps_pd((__m128)x); }
+FKL_INLINE vd vf_high(vf x) { return (vd)_mm_cvtps_pd(_mm_movehl_ps((__m128)x, (__m128)x)); }
+#else
 FKL_INLINE vd vf_low(vf x) { return (vd){x[0], x[1]}; }
 FKL_INLINE vd vf_high(vf x) { return (vd){x[2], x[3]}; }
+#endif
 FKL_INLINE vf vf_load_bf16(const void *address)
 {
     uint16_t h[4];
@@ -468,6 +490,90 @@ FKL_INLINE vf vf_load_f16(const void *address)
 }
 #endif
 #endif
+#endif
+
+/* To the nearest binary16 or bfloat16, of a NaN to one. */
+FKL_INLINE uint16_t float_to_bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)(x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+FKL_INLINE uint16_t float_to_f16(float x)
+{
+    float magnitude = fabsf(x), anchor;
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    if (!(magnitude < 65520.0f)) /* half way from the largest to the next */
+        return (uint16_t)(sign | (x != x ? 0x7e00 : 0x7c00));
+    /* Beside 2^13 times its power of two, or the least normal number's, only the bits that stay have room. */
+    memcpy(&bits, &magnitude, 4);
+    bits = (magnitude < 0x1p-14f ? UINT32_C(113) << 23 : bits & 0x7f800000) + (UINT32_C(13) << 23);
+    memcpy(&anchor, &bits, 4);
+    magnitude = ((magnitude + anchor) - anchor) * 0x1p-112f; /* in the exponent's place: see half_to_float() */
+    memcpy(&bits, &magnitude, 4);
+    return (uint16_t)(sign | bits >> 13);
+}
+
+#if VD > 1
+#if VD == 8
+FKL_INLINE vf vf_join(vd low, vd high)
+{
+    const __m256 halves[2] = {_mm512_cvtpd_ps((__m512d)low), _mm512_cvtpd_ps((__m512d)high)};
+    return (vf)_mm512_insertf32x8(_mm512_castps256_ps512(halves[0]), halves[1], 1);
+}
+FKL_INLINE void vf_store_f16(void *address, vf x)
+{
+    _mm256_storeu_si256((__m256i_u *)address, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif VD == 4
+FKL_INLINE vf vf_join(vd low, vd high)
+{
+    return (vf)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)high), _mm256_cvtpd_ps((__m256d)low));
+}
+FKL_INLINE void vf_store_f16(void *address, vf x)
+{
+    _mm_storeu_si128((__m128i_u *)address, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+FKL_INLINE vf vf_join(vd low, vd high)
+{
+#if defined(FKL_X86)
+    return (vf)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)low), _mm_cvtpd_ps((__m128d)high));
+#else
+    return (vf){(float)low[0], (float)low[1], (float)high[0], (float)high[1]};
+#endif
+}
+FKL_INLINE void vf_store_f16(void *address, vf x)
+{
+    const uint16_t h[4] = {float_to_f16(x[0]), float_to_f16(x[1]), float_to_f16(x[2]), float_to_f16(x[3])};
+    memcpy(address, h, sizeof h);
+}
+#endif
+FKL_INLINE void vf_store_bf16(void *address, vf x)
+{
+#if VD == 8
+    const __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    const __m512i upper = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256((__m256i_u *)address, _mm512_cvtepi32_epi16(upper));
+#elif VD == 4
+    const __m256i bits = (__m256i)x, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps((__m256)x, (__m256)x, _CMP_UNORD_Q));
+    const __m256i upper = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+    _mm_storeu_si128((__m128i_u *)address,
+                     _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1)));
+#else
+    uint16_t h[VF];
+    for (int i = 0; i < VF; i++)
+        h[i] = float_to_bf16(x[i]);
+    memcpy(address, h, sizeof h);
+#endif
+}
 #endif
 
 #if VD > 1

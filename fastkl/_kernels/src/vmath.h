@@ -181,15 +181,27 @@ FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low)
     return vd_end_pair(pair.x, pair.n_low);
 }
 
+/* k log 2 + 2 atanh(n/sum). */
+FKL_INLINE vd vd_log_at(vd k, vd n, vd sum)
+{
+    vd s = n / sum;
+    vd s2 = s * s;
+    vd near = vd_madd(s * s2, vd_atanh_tail(s2), vd_madd(k, vd_set(FKL_LN2_LOW), s + s));
+    return vd_fma(k, vd_set(FKL_LN2), near);
+}
+
 /* log(p / (q + low)) for p >= 2^-1021 and normal q; 3 ulp. */
 FKL_INLINE vd vd_log_ratio(vd p, vd q, vd low)
 {
     vd q2, k = vd_octaves(p, q, &q2);
-    vd n = (p - q2) - low * vd_power_near(k);
-    vd s = n / (p + q2);
-    vd s2 = s * s;
-    vd near = vd_madd(s * s2, vd_atanh_tail(s2), vd_madd(k, vd_set(FKL_LN2_LOW), s + s));
-    return vd_fma(k, vd_set(FKL_LN2), near);
+    return vd_log_at(k, (p - q2) - low * vd_power_near(k), p + q2);
+}
+
+/* log(p/q), likewise; 3 ulp. */
+FKL_INLINE vd vd_log_quotient(vd p, vd q)
+{
+    vd q2, k = vd_octaves(p, q, &q2);
+    return vd_log_at(k, p - q2, p + q2);
 }
 
 /* log(1 + x) for x > -1 with 1 + x normal; 3 ulp. */
@@ -198,11 +210,7 @@ FKL_INLINE vd vd_log1p(vd x)
     vd sum, low;
     vd_two_sum(vd_set(1.0), x, &sum, &low);
     vd one2, k = vd_octaves(sum, vd_set(1.0), &one2);
-    vd n = vd_select(vd_eq(k, vd_set(0.0)), x, (sum - one2) + low);
-    vd s = n / (sum + one2);
-    vd s2 = s * s;
-    vd near = vd_madd(s * s2, vd_atanh_tail(s2), vd_madd(k, vd_set(FKL_LN2_LOW), s + s));
-    return vd_fma(k, vd_set(FKL_LN2), near);
+    return vd_log_at(k, vd_select(vd_eq(k, vd_set(0.0)), x, (sum - one2) + low), sum + one2);
 }
 
 /* x - log(1 + x) >= 0 for x > -1 with 1 + x normal, as phi(1, 1 + x); 7.5 ulp. */
@@ -311,21 +319,41 @@ FKL_INLINE vf vf_less_octaves(vf x, vf k)
     return vf_madd(k, vf_set(-FKL_LN2_TAIL_FLOAT), vf_fma(k, vf_set(-FKL_LN2_HEAD_FLOAT), x));
 }
 
-/* E(x) = e^x - 1 - x for |x| <= 80; 3 ulp of float. With x = k log 2 + r it is 2^k E(r) + (2^k - 1) r + (2^k - 1 - k
- * log 2), terms of which the last two are exactly 0 for k = 0. */
-FKL_INLINE vf vf_excess(vf x)
+/* (e^r - 1 - r)/r^2 for |r| <= 0.347. */
+FKL_INLINE vf vf_excess_tail(vf r)
 {
-    const vf magic = vf_set(0x1.8p23f);
-    vf shifted = vf_madd(x, vf_set((float)FKL_LOG2_E), magic), k = shifted - magic, r = vf_less_octaves(x, k);
-    vf power = vw_float((vf_bits(shifted) << 23) + vw_set(UINT32_C(127) << 23));
     vf c = vf_set(0x1.a0f992p-13f);
     c = vf_madd(c, r, vf_set(0x1.6d1254p-10f));
     c = vf_madd(c, r, vf_set(0x1.1110f6p-7f));
     c = vf_madd(c, r, vf_set(0x1.555518p-5f));
     c = vf_madd(c, r, vf_set(0x1.555556p-3f));
-    c = vf_madd(c, r, vf_set(0.5f));
+    return vf_madd(c, r, vf_set(0.5f));
+}
+
+/* x = k log 2 + r for a whole k, and *power = 2^k. */
+FKL_INLINE vf vf_reduce(vf x, vf *k, vf *power)
+{
+    const vf magic = vf_set(0x1.8p23f);
+    vf shifted = vf_madd(x, vf_set((float)FKL_LOG2_E), magic);
+    *k = shifted - magic;
+    *power = vw_float((vf_bits(shifted) << 23) + vw_set(UINT32_C(127) << 23));
+    return vf_less_octaves(x, *k);
+}
+
+/* E(x) = e^x - 1 - x for |x| <= 80; 3 ulp of float. With x = k log 2 + r it is 2^k E(r) + (2^k - 1) r + (2^k - 1 - k
+ * log 2), terms of which the last two are exactly 0 for k = 0. */
+FKL_INLINE vf vf_excess(vf x)
+{
+    vf k, power, r = vf_reduce(x, &k, &power);
     vf apart = power - vf_set(1.0f);
-    return vf_madd(power, (r * r) * c, vf_madd(apart, r, vf_less_octaves(apart, k)));
+    return vf_madd(power, (r * r) * vf_excess_tail(r), vf_madd(apart, r, vf_less_octaves(apart, k)));
+}
+
+/* e^x for |x| <= 80; 1.5 ulp of float. */
+FKL_INLINE vf vf_exp(vf x)
+{
+    vf k, power, r = vf_reduce(x, &k, &power);
+    return vf_madd(power, vf_madd(r * r, vf_excess_tail(r), r), power);
 }
 
 /* 2^f for |f| <= 0.502; 3 ulp of float just below f = 0, where an ulp is least, 2 above. */
