@@ -216,7 +216,9 @@ def test_odd_numbers(level):
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 5), (2, 0, 3), (40000,)])
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int8", "int16", "uint16", "int32", "int64", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float32", "float16", "int8", "int16", "uint16", "int32", "int64", "bool"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_types_and_shapes(name, dtype, shape, rng):
     x, y = (rng.integers(0, 2 if dtype == "bool" else 9, shape).astype(dtype) for _ in "xy")

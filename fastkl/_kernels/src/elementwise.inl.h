@@ -254,8 +254,8 @@ struct kl_sums {
     vd high[PARTS], low[PARTS]; /* by lanes: the sums, and what their additions have lost */
 };
 
-/* LANES doubles, or LANES * 2 of another type, the last n of a row where n >= 0. Behind the end there are terms that are
- * 0: those of a target that is 1, or of its logarithm, and of an input that is 0. */
+/* LANES doubles, or 2 * LANES of another type; the last n of a row where n >= 0. Behind the end there are terms that
+ * are 0: those of a target that is 1, or of its logarithm, and of an input that is 0. */
 FKL_INLINE void add_kl_step(const enum fkl_element_op op, const enum fkl_type type, const char *x, const char *y,
                             ptrdiff_t n, vd acc[PARTS])
 {
