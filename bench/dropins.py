@@ -31,7 +31,52 @@ def rows_of(rows: int, length: int, rng: np.random.Generator, dtype: str = "floa
     return weights[0] if rows == 1 else weights
 
 
-FAMILIES: tuple[Callable[[], Iterator[DropIn]], ...] = ()
+def _scipy_special() -> Iterator[DropIn]:
+    import scipy.special
+
+    from fastkl.compat import scipy_special
+
+    def bind(function: Callable, rows: int, length: int, rng: np.random.Generator) -> Callable[[], object]:
+        # Into memory that is there: the system takes as long for the pages of a new result as a kernel for the numbers.
+        arrays = [rows_of(rows, length, rng, dtype) for _ in range(function.nin)]
+        out = np.zeros_like(arrays[0]) if into else None
+        return lambda: function(*arrays, out=out)
+
+    for name in ("rel_entr", "kl_div", "entr"):
+        functions = getattr(scipy.special, name), getattr(scipy_special, name)
+        for dtype, into in (("float64", False), ("float64", True), ("float32", True)):
+            title = f"special.{name}, {dtype}{', out=' if into else ''}"
+            yield DropIn(title, *functions, bind, SIZES)
+
+
+def _torch_functional() -> Iterator[DropIn]:
+    import torch
+
+    from fastkl.compat import torch_functional
+
+    def bind(function: Callable, rows: int, length: int, rng: np.random.Generator) -> Callable[[], object]:
+        input, target = (torch.from_numpy(rows_of(rows, length, rng, "float32")).to(dtype) for _ in range(2))
+        input.log_()
+        if log_target:
+            target.log_()
+        input.requires_grad_(gradient)
+
+        def call() -> object:
+            value = function(input, target, reduction=reduction, log_target=log_target)
+            return torch.autograd.grad(value, input)[0] if gradient else value
+
+        return call
+
+    functions = torch.nn.functional.kl_div, torch_functional.kl_div
+    for dtype in (torch.float32, torch.bfloat16):
+        for log_target in (False, True):
+            for reduction, gradient in (("none", False), ("batchmean", False), ("batchmean", True)):
+                parts = ("kl_div", str(dtype).removeprefix("torch."), "log_target" * log_target, reduction)
+                title = ", ".join(filter(None, (*parts, "with gradient" * gradient)))
+                yield DropIn(title, *functions, bind, SIZES)
+
+
+FAMILIES: tuple[Callable[[], Iterator[DropIn]], ...] = (_scipy_special, _torch_functional)
 """The drop-ins of each namespace; what it stands in for is imported when it is called."""
 
 

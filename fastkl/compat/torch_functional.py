@@ -115,7 +115,7 @@ def kl_div(
         return result / input.size()[0] if by_batch else result
     divisor = (math.prod(shape) if code == _MEAN else 1) * (input.size()[0] if by_batch else 1)
     if with_gradient:
-        value: Tensor = _KLDiv.apply(input, target, shape, code, divisor, log_target)
+        value: Tensor = _KLDiv.apply(input, target, shape, code, divisor, log_target)  # type: ignore[no-untyped-call]
         return value
     return _value(input, target, shape, code, divisor, log_target)
 
@@ -127,8 +127,8 @@ def _common_shape(input: Any, target: Any) -> tuple[int, ...] | None:
     if input.shape == target.shape:
         return tuple(input.shape)
     try:
-        return tuple(torch.broadcast_shapes(input.shape, target.shape))
-    except RuntimeError:
+        return np.broadcast_shapes(input.shape, target.shape)
+    except ValueError:
         return None
 
 
@@ -204,9 +204,7 @@ class _KLDiv(torch.autograd.Function):
         return tuple(grads)
 
 
-def _value(
-    input: Tensor, target: Tensor, shape: tuple[int, ...], code: int, divisor: int, log_target: bool
-) -> Tensor:
+def _value(input: Tensor, target: Tensor, shape: tuple[int, ...], code: int, divisor: int, log_target: bool) -> Tensor:
     row_type = _TYPES[input.dtype]
     in_one_piece = input.shape == target.shape and input.is_contiguous() and target.is_contiguous()
     if code == _NONE:

@@ -18,7 +18,7 @@ import fastkl
 
 torch = pytest.importorskip("torch")
 
-from fastkl.compat import torch_functional  # noqa: E402
+from fastkl.compat import torch_functional
 
 original = torch.nn.functional.kl_div
 drop_in = torch_functional.kl_div

@@ -19,7 +19,7 @@
 #define EXPONENT_MOST 700.0
 #define FLOAT_EXPONENT_MOST 80.0f
 
-/* Within 4.5 ulp, phi within 6.5, x and y being in range. Of the two terms, t (log t - i) and e^t (t - i) for an input
+/* Within 3.5 ulp, phi within 6.5, x and y being in range. Of the two terms, t (log t - i) and e^t (t - i) for an input
  * i = x and a target t = y, that is of the larger of the two products that each is the difference of. */
 FKL_INLINE vd value_of(const enum fkl_element_op op, vd x, vd y)
 {
@@ -254,8 +254,8 @@ struct kl_sums {
     vd high[PARTS], low[PARTS]; /* by lanes: the sums, and what their additions have lost */
 };
 
-/* LANES doubles, or LANES * 2 of another type, the last n of a row where n >= 0. Behind the end there are terms that are
- * 0: those of a target that is 1, or of its logarithm, and of an input that is 0. */
+/* LANES doubles, or 2 * LANES of another type; the last n of a row where n >= 0. Behind the end there are terms that
+ * are 0: those of a target that is 1, or of its logarithm, and of an input that is 0. */
 FKL_INLINE void add_kl_step(const enum fkl_element_op op, const enum fkl_type type, const char *x, const char *y,
                             ptrdiff_t n, vd acc[PARTS])
 {

@@ -221,8 +221,8 @@ FKL_INLINE vd vd_fma(vd a, vd b, vd c) { return fma(a, b, c); }
 #endif
 #endif
 
-/* For the end of what is called from without: leaves the registers' upper parts empty, where code for SSE that comes next
- * would have to keep them (it takes three times as long). GCC does that by itself, but not behind a last call to a
+/* For the end of what is called from without: leaves the registers' upper parts empty, which code for SSE that comes
+ * next would have to keep (it takes three times as long). GCC does that by itself, but not behind a last call to a
  * function of the same file that uses no vectors. */
 FKL_INLINE void vd_leave(void)
 {
