@@ -39,16 +39,17 @@ def test_public_functions_have_an_example(name):
         assert doctest.DocTestFinder().find(function, name)[0].examples
 
 
-@pytest.mark.parametrize("package", [None, "dask", "jax", "pandas", "xarray"])
+@pytest.mark.parametrize("package", [None, "dask", "jax", "pandas", "torch", "xarray"])
 def test_readme(package):
-    """The examples that need no package but NumPy, in their order; then those that import one more, each by itself."""
+    """The examples that need no package but NumPy and SciPy, in their order; then those that import one more, each by
+    itself."""
     readme = ROOT / "README.md"
     if not readme.exists():
         pytest.skip("an installed package has no README beside it")
     if package is not None:
         pytest.importorskip(package)
     blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    others = {block: re.findall(r"import (dask|jax|pandas|xarray)\b", block)[-1:] for block in blocks}
+    others = {block: re.findall(r"import (dask|jax|pandas|torch|xarray)\b", block)[-1:] for block in blocks}
     chosen = [block for block, other in others.items() if other == ([] if package is None else [package])]
     assert chosen
     for text in ["".join(chosen)] if package is None else chosen:

@@ -155,7 +155,7 @@ scalar or ndarray
 
 Notes
 -----
-The drop-in for :data:`scipy.special.rel_entr`, with which it agrees to a few units in the last place. It is within 4.5
+The drop-in for :data:`scipy.special.rel_entr`, with which it agrees to a few units in the last place. It is within 3.5
 of them of the exact value for all finite x and y, and within 0.51 for float32.
 
 Examples
@@ -227,7 +227,7 @@ scalar or ndarray
 
 Notes
 -----
-The drop-in for :data:`scipy.special.entr`, with which it agrees to a few units in the last place. It is within 4.5 of
+The drop-in for :data:`scipy.special.entr`, with which it agrees to a few units in the last place. It is within 3.5 of
 them of the exact value for all finite x, and within 0.51 for float32.
 
 Examples

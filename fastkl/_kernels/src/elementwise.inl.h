@@ -19,7 +19,7 @@
 #define EXPONENT_MOST 700.0
 #define FLOAT_EXPONENT_MOST 80.0f
 
-/* Within 4.5 ulp, phi within 6.5, x and y being in range. Of the two terms, t (log t - i) and e^t (t - i) for an input
+/* Within 3.5 ulp, phi within 6.5, x and y being in range. Of the two terms, t (log t - i) and e^t (t - i) for an input
  * i = x and a target t = y, that is of the larger of the two products that each is the difference of. */
 FKL_INLINE vd value_of(const enum fkl_element_op op, vd x, vd y)
 {
