@@ -268,6 +268,16 @@ assert agrees()
 """
         run(PREAMBLE + program)
 
+    def test_functions_of_single_elements(self):
+        program = """
+import multiprocessing
+from fastkl.compat.scipy_special import kl_div
+expected = kl_div(p, 0.5)
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    assert np.array_equal(pool.apply_async(kl_div, (p, 0.5)).get(timeout=60), expected)
+"""
+        run(PREAMBLE + program)
+
     def test_workers_that_load_data(self):
         program = """
 import multiprocessing, queue

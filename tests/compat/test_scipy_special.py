@@ -6,7 +6,6 @@ within what those errors are.
 
 import inspect
 import itertools
-import multiprocessing
 import os
 import pickle
 import subprocess
@@ -472,16 +471,6 @@ print(hashlib.sha256(b"".join(part.tobytes() for part in [*parts, x])).hexdigest
 
 def test_number_of_threads_does_not_matter():
     assert len({run(PROGRAM, FASTKL_NUM_THREADS=number) for number in ("1", "2", "5")}) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_forked_child_is_serial():
-    x = np.linspace(0.1, 1, 100_000)
-    expected = scipy_special.kl_div(x, 0.5)
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        result = pool.apply_async(scipy_special.kl_div, (x, 0.5)).get(timeout=60)
-    np.testing.assert_array_equal(result, expected)
 
 
 def test_assert_alike_sees_a_scalar():
