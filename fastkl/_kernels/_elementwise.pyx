@@ -129,16 +129,9 @@ _FLOATS = [(FKL_F32, cnp.NPY_FLOAT32), (FKL_F64, cnp.NPY_FLOAT64)]
 # NumPy takes the first that an operand can be cast to; bfloat16 comes as the integers of its bits.
 _WITH_HALVES = [(FKL_F16, cnp.NPY_FLOAT16), (FKL_BF16, cnp.NPY_UINT16), *_FLOATS]
 
-rel_entr = define(FKL_REL_ENTR, 2, _FLOATS, "rel_entr", r"""Elementwise function for computing relative entropy.
+rel_entr = define(FKL_REL_ENTR, 2, _FLOATS, "rel_entr", """The terms of the relative entropy, x log(x/y).
 
-.. math::
-
-    \mathrm{rel\_entr}(x, y) =
-        \begin{cases}
-            x \log(x / y) & x > 0, y > 0 \\
-            0 & x = 0, y \ge 0 \\
-            \infty & \text{otherwise}
-        \end{cases}
+0 for x = 0 and y >= 0; infinite where x > 0 is over y = 0, and for negative numbers.
 
 Parameters
 ----------
@@ -165,16 +158,9 @@ Examples
 array([ 0.,  0., inf])
 """)
 
-kl_div = define(FKL_KL_DIV, 2, _FLOATS, "kl_div", r"""Elementwise function for computing Kullback-Leibler divergence.
+kl_div = define(FKL_KL_DIV, 2, _FLOATS, "kl_div", """The terms of the Kullback-Leibler divergence of weights, x log(x/y) - x + y.
 
-.. math::
-
-    \mathrm{kl\_div}(x, y) =
-        \begin{cases}
-            x \log(x / y) - x + y & x > 0, y > 0 \\
-            y & x = 0, y \ge 0 \\
-            \infty & \text{otherwise}
-        \end{cases}
+y for x = 0 and y >= 0; infinite where x > 0 is over y = 0, and for negative numbers.
 
 Parameters
 ----------
@@ -202,16 +188,9 @@ Examples
 array([0.5, 0. , inf])
 """)
 
-entr = define(FKL_ENTR, 1, _FLOATS, "entr", r"""Elementwise function for computing entropy.
+entr = define(FKL_ENTR, 1, _FLOATS, "entr", """The terms of the entropy, -x log x.
 
-.. math::
-
-    \mathrm{entr}(x) =
-        \begin{cases}
-            - x \log(x) & x > 0  \\
-            0 & x = 0 \\
-            -\infty & \text{otherwise}
-        \end{cases}
+0 for x = 0, and minus infinity for negative numbers.
 
 Parameters
 ----------
