@@ -170,14 +170,13 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
 
 #if FKL_FLOAT_KERNELS
 /* Terms and elements of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double;
- * those of p, by whose sum results are divided, in double at once, unless they have 16 bits: two of those are seldom
- * rounded. Of longer runs the roundings tell where they all go one way, as behind the peak of a smoothed label: four
- * steps made 5.4 ulp of KL. */
+ * those of p, by whose sum results are divided, in double at once. Of longer runs the roundings tell where they all go
+ * one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of KL. */
 #define FLOAT_RUN 2
 
-/* What a run has summed so far: the terms, those set aside, and the elements. */
+/* What a run has summed so far: the terms, those set aside, and the elements of q. */
 struct float_run {
-    vf terms[PARTS], aside[PARTS], p[PARTS], q[PARTS];
+    vf terms[PARTS], aside[PARTS], q[PARTS];
 };
 
 FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
@@ -196,9 +195,7 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     for (int j = 0; j < vectors; j++) {
         if (pass != PASS_JS_HALF) {
             run->q[j % PARTS] += y[j];
-            if (type != FKL_F32) {
-                run->p[j % PARTS] += x[j];
-            } else if (n < 0) { /* floats from memory again: cheaper than out of the register */
+            if (type == FKL_F32 && n < 0) { /* floats from memory again: cheaper than out of the register */
                 p_sum[2 * j % PARTS] += vh_load_double(p + j * stride);
                 p_sum[(2 * j + 1) % PARTS] += vh_load_double(p + j * stride + stride / 2);
             } else {
@@ -242,7 +239,7 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
     while (i < n) {
         struct float_run run;
         for (int j = 0; j < PARTS; j++)
-            run.terms[j] = run.aside[j] = run.p[j] = run.q[j] = vf_set(0.0f);
+            run.terms[j] = run.aside[j] = run.q[j] = vf_set(0.0f);
         const ptrdiff_t end = n - i < FLOAT_RUN * step ? n : i + FLOAT_RUN * step;
         for (; i + most <= end; i += most) {
             for (ptrdiff_t line = 0; line < most * size; line += 64) {
@@ -263,8 +260,6 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
         for (int j = 0; j < PARTS; j++) {
             if (pass != PASS_SUMS)
                 add_floats(acc[0], j, run.terms[j] + run.aside[j]);
-            if (pass != PASS_JS_HALF && type != FKL_F32)
-                add_floats(acc[first], j, run.p[j]);
             if (pass != PASS_JS_HALF)
                 add_floats(acc[first + 1], j, run.q[j]);
         }
