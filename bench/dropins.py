@@ -118,9 +118,7 @@ def _torch_distributions() -> Iterator[DropIn]:
         "MultivariateNormal, √K": multivariate,
     }
     for name, make in makers.items():
-        yield DropIn(
-            f"torch.distributions {name}", original, torch_distributions.kl_divergence, bound(make), dict(SIZES)
-        )
+        yield DropIn(f"torch.distributions {name}", original, torch_distributions.kl_divergence, bound(make), SIZES)
 
 
 def _torch() -> Iterator[DropIn]:
@@ -138,7 +136,7 @@ def _torch() -> Iterator[DropIn]:
         return lambda: function(p, q)
 
     for name in ("kl_divergence", "kl_divergence_from_logits", "gaussian_kl"):
-        yield DropIn(f"fastkl.torch.{name}", through_numpy(name), getattr(fastkl.torch, name), bind, dict(SIZES))
+        yield DropIn(f"fastkl.torch.{name}", through_numpy(name), getattr(fastkl.torch, name), bind, SIZES)
 
 
 def _jax() -> Iterator[DropIn]:
