@@ -47,7 +47,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from fastkl._containers import in_containers
-from fastkl._kernels._batch import FAMILIES, OPS, TYPES, reduce
+from fastkl._kernels._batch import FAMILIES, OPS, TYPES, pair, reduce
 from fastkl._runtime import threads_for
 from fastkl._validation import (
     Contained,
@@ -723,6 +723,12 @@ def _reduce(
     positions: ArrayLike | None = None,
 ) -> Result:
     """One measure of all pairs of rows, with the checks that all functions have in common."""
+    if (type(axis) is int and axis == -1 and keepdims is False and out is None and n_threads is None) and (
+        type(invalid) is str and invalid == "nan" and dtype is None and positions is None
+    ):
+        value = pair(OPS[name], p, q, normalize, unit, parameter)
+        if value is not None:
+            return value
     try:
         rows = row_pairs(p, q, axis, dtype)
     except Contained as contained:

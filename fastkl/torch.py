@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.library import custom_op
 
 from fastkl import _torch_gradients, discrete, gaussian, logits
 from fastkl._gradients import discrete_gradients
+from fastkl._kernels._batch import OPS
+from fastkl._tensors import as_array, one_pair, seen_by_numpy
 from fastkl._validation import (
     axis_number,
     distillation_temperature,
@@ -111,6 +112,9 @@ def kl_divergence(
     tensor([[ 0.0000,  0.0000],
             [-0.4120,  0.1373]])
     """
+    result = _one_pair("kl", p, q, normalize, base, 0.0, axis, keepdims, n_threads, invalid)
+    if result is not None:
+        return result
     seen = seen_by_numpy((p, q))
     if seen is not None:
         arrays, dtype = seen
@@ -180,6 +184,9 @@ def js_divergence(
     >>> fastkl.torch.js_divergence(torch.tensor([[1, 1], [1, 0]]), torch.tensor([[1, 1], [0, 1]]), base=2)
     tensor([0., 1.], dtype=torch.float64)
     """
+    result = _one_pair("js", p, q, normalize, base, js_weight(weight), axis, keepdims, n_threads, invalid)
+    if result is not None:
+        return result
     seen = seen_by_numpy((p, q))
     if seen is not None:
         arrays, dtype = seen
@@ -425,39 +432,22 @@ def gaussian_kl(
     )
 
 
-def seen_by_numpy(operands: Iterable[Any]) -> tuple[list[Array], Literal["bfloat16"] | None] | None:
-    """Tensors as NumPy sees them, and the ``dtype`` to say so; None if the call must go through PyTorch's dispatcher.
-
-    That is where something is to be differentiated, traced or intercepted, or an operand is not what it should be.
-    """
-    # Modes see every call; torch.func's wrappers pass for tensors; tangents are not to be lost.
-    if (
-        torch.compiler.is_compiling()
-        or _len_torch_dispatch_stack()
-        or _len_torch_function_stack()
-        or peek_interpreter_stack() is not None
-        or _get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-    ):
+def _one_pair(
+    name: str,
+    p: Any,
+    q: Any,
+    normalize: bool,
+    base: float | None,
+    parameter: float,
+    axis: SupportsIndex,
+    keepdims: bool,
+    n_threads: int | None,
+    invalid: str,
+) -> Tensor | None:
+    """A discrete measure of two tensors of one axis, called with the usual options; None for all others."""
+    if (type(axis), axis, keepdims, n_threads, invalid) != (int, -1, False, None, "nan"):
         return None
-    arrays: list[Array] = []
-    halves = False
-    try:
-        for x in operands:
-            if type(x) is not Tensor:
-                return None
-            if x.dtype is torch.bfloat16:
-                if x.requires_grad:
-                    return None
-                halves = True
-                arrays.append(x.view(torch.uint16).numpy())
-            else:
-                arrays.append(x.numpy())
-    except (RuntimeError, TypeError):  # it requires a gradient, or has no memory that NumPy could read
-        return None
-    if halves:
-        return None if any(x.dtype is torch.uint16 for x in operands) else (arrays, "bfloat16")
-    return arrays, None
+    return one_pair(OPS[name], p, q, normalize, log_base(base), parameter)
 
 
 def _dispatched(operator: str, *arguments: Any) -> Tensor:
@@ -522,11 +512,10 @@ def _arrays(*operands: Tensor | None) -> tuple[list[Array], Literal["bfloat16"] 
     """An operator's operands that were given as NumPy sees them, in the same memory, and the ``dtype`` to say so."""
     given = _given(*operands)
     dtypes = {x.dtype for x in given}
-    if torch.bfloat16 not in dtypes:
-        return [x.numpy(force=True) for x in given], None
-    if torch.uint16 in dtypes:  # which holds numbers here, not another type's bits
+    halves = torch.bfloat16 in dtypes
+    if halves and torch.uint16 in dtypes:  # which holds numbers here, not another type's bits
         given = [x.to(torch.int32) if x.dtype is torch.uint16 else x for x in given]
-    return [(x.view(torch.uint16) if x.dtype is torch.bfloat16 else x).numpy(force=True) for x in given], "bfloat16"
+    return [as_array(x) for x in given], "bfloat16" if halves else None
 
 
 def _called(function: Callable[..., Any], operands: Sequence[Tensor | None], **options: Any) -> Tensor:

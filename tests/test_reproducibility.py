@@ -109,6 +109,35 @@ def test_batch(family, type_name, level, rng):
             assert result == scores[name][order].tobytes(), (name, length)
 
 
+@pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_one_pair(normalize, type_name, level, rng):
+    """Functions of two plain rows, which need no plan, give what they give for a batch of one."""
+    family = Weights(normalize)
+    for length in (*LENGTHS, 1024, 5000, 70_000):
+        p, q, types = family.rows(rng, (14, length), type_name)
+        for a, b in zip(p, q, strict=True):
+            for name, operands, more in (
+                ("kl_divergence", (a, b), {}),
+                ("kl_divergence", (a, b), {"base": 2}),
+                ("kl_divergence", (a, a), {}),
+                ("jeffreys_divergence", (a, b), {}),
+                ("js_divergence", (a, b), {"weight": 0.4}),
+                ("js_distance", (a, b), {}),
+                ("cross_entropy", (a, b), {}),
+                ("entropy", (a,), {}),
+                ("renyi_divergence", (a, b), {"alpha": 0.7}),
+                ("total_variation", (a, b), {}),
+                ("hellinger_distance", (a, b), {}),
+                ("wasserstein_distance", (a, b), {}),
+            ):
+                function = getattr(fastkl, name)
+                value = function(*operands, normalize=normalize, **more, **types)
+                batch = function(*(x[None] for x in operands), normalize=normalize, **more, **types)
+                assert type(value) is batch.dtype.type
+                assert value.tobytes() == batch.tobytes(), (name, length, more)
+
+
 def strided(a):
     padded = np.repeat(np.repeat(a, 2, 0), 3, 1)
     padded[:, 1::3] = 7

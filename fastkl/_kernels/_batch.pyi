@@ -30,3 +30,9 @@ def reduce(
     temperature: float = 1.0,
     matrices: tuple[tuple[int | None, float], ...] | None = None,
 ) -> None: ...
+def pair(
+    operation: int, p: object, q: object, normalize: bool, log_base: float, parameter: float
+) -> np.floating[Any] | None: ...
+def pair_at(
+    operation: int, row_type: int, length: int, p: int, q: int, normalize: bool, log_base: float, parameter: float
+) -> NDArray[np.floating[Any]]: ...

@@ -73,11 +73,18 @@ TYPES = {
     "bool": FKL_U8,
 }
 
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_Scalar(void *value, cnp.dtype dtype, object base)
+
+cdef cnp.dtype _FLOAT64 = cnp.PyArray_DescrFromType(cnp.NPY_FLOAT64)
+cdef cnp.dtype _FLOAT32 = cnp.PyArray_DescrFromType(cnp.NPY_FLOAT32)
+
 cdef enum:
     MAX_AXES = 64        # NumPy's own limit
     MAX_OPS = 16
     BLOCK_ELEMENTS = 8192  # of each operand: what two doubles' worth of it is fits the second-level cache
     BLOCK_ROWS = 1024
+    HOLDING = 1024         # elements of a pair by itself: with fewer, Python's lock is held
     LANES_ROWS = 512       # the same for pairs of full Gaussians, of few components and of many
     PANELS_ROWS = 8
     THREAD_BYTES = 1 << 20  # of scratch space for each thread; what a family needs beyond it, all threads together
@@ -343,3 +350,89 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
         failed = walk(&plan, n_threads)
     if failed:
         raise MemoryError(f"no memory for {n_threads} threads' scratch space")
+
+
+cdef int run_pair(int operation, const fkl_rows *operands, const fkl_problem *problem, double *result) noexcept nogil:
+    # -1 where memory ran out.
+    cdef void *memory = malloc(fkl_scratch_bytes(FKL_DISCRETE, problem.length) + 64)
+    if memory == NULL:
+        return -1
+    active_level().kernels[FKL_DISCRETE](operation, operands[0].type, operands, 1, problem, result,
+                                         <void *>((<size_t>memory + 63) & ~<size_t>63))
+    free(memory)
+    return 0
+
+
+cdef double value_of_pair(int operation, int row_type, Py_ssize_t length, const void *p, const void *q, bint normalize,
+                          double log_base, double parameter) except? -1.0:
+    cdef Py_ssize_t size = 8 if row_type == FKL_F64 else 4 if row_type == FKL_F32 else 2
+    cdef fkl_rows operands[2]
+    cdef fkl_problem problem
+    cdef double result
+    cdef int failed
+    operands[0] = fkl_rows(<const char *>p, 0, size, row_type, 0)
+    operands[1] = fkl_rows(<const char *>q, 0, size, row_type, 0)
+    problem.length = length
+    problem.operands = 2
+    problem.normalize = normalize
+    problem.log_base = log_base
+    problem.parameter = parameter
+    problem.positions = NULL
+    if length < HOLDING:  # no longer than it takes to let another thread in
+        failed = run_pair(operation, operands, &problem, &result)
+    else:
+        with nogil:
+            failed = run_pair(operation, operands, &problem, &result)
+    if failed:
+        raise MemoryError("no memory for one thread's scratch space")
+    return result
+
+
+def pair(int operation, p, q, bint normalize, double log_base, double parameter):
+    """An operation of the discrete family on two rows that need no plan, as a NumPy scalar.
+
+    None unless both are contiguous arrays of one axis, of one length, of the same floats and in this machine's order of
+    bytes: `reduce` takes them all, and gives the same bits.
+    """
+    cdef cnp.ndarray x, y
+    cdef double result
+    cdef float rounded
+    cdef int row_type, type_number
+    if not (cnp.PyArray_CheckExact(p) and cnp.PyArray_CheckExact(q)):
+        return None
+    x, y = p, q
+    type_number = cnp.PyArray_TYPE(x)
+    if type_number == cnp.NPY_FLOAT64:
+        row_type = FKL_F64
+    elif type_number == cnp.NPY_FLOAT32:
+        row_type = FKL_F32
+    elif type_number == cnp.NPY_FLOAT16:
+        row_type = FKL_F16
+    else:
+        return None
+    if not (cnp.PyArray_TYPE(y) == type_number and cnp.PyArray_NDIM(x) == 1 and cnp.PyArray_NDIM(y) == 1
+            and cnp.PyArray_DIMS(x)[0] == cnp.PyArray_DIMS(y)[0] and cnp.PyArray_DIMS(x)[0] > 0
+            and cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_IS_C_CONTIGUOUS(y)
+            and cnp.PyArray_ISNOTSWAPPED(x) and cnp.PyArray_ISNOTSWAPPED(y)):
+        return None
+    result = value_of_pair(operation, row_type, cnp.PyArray_DIMS(x)[0], cnp.PyArray_DATA(x), cnp.PyArray_DATA(y),
+                           normalize, log_base, parameter)
+    if row_type == FKL_F64:
+        return PyArray_Scalar(&result, _FLOAT64, None)
+    rounded = <float>result
+    return PyArray_Scalar(&rounded, _FLOAT32, None)
+
+
+def pair_at(int operation, int row_type, Py_ssize_t length, size_t p, size_t q, bint normalize, double log_base,
+            double parameter):
+    """The same, as an array without axes, for rows of one of FKL_ROW_TYPES (enum fkl_type) that lie at p and at q."""
+    cdef double result = value_of_pair(operation, row_type, length, <const void *>p, <const void *>q, normalize, log_base,
+                                       parameter)
+    cdef cnp.ndarray array
+    if row_type == FKL_F64:
+        array = cnp.PyArray_SimpleNew(0, NULL, cnp.NPY_FLOAT64)
+        (<double *>cnp.PyArray_DATA(array))[0] = result
+    else:
+        array = cnp.PyArray_SimpleNew(0, NULL, cnp.NPY_FLOAT32)
+        (<float *>cnp.PyArray_DATA(array))[0] = <float>result
+    return array

@@ -18,10 +18,9 @@ from torch.distributions import kl as originals
 
 from fastkl import gaussian
 from fastkl import torch as divergences
+from fastkl._tensors import ROW_TYPES, seen_by_numpy
 
 __all__ = ["kl_divergence"]
-
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
@@ -102,7 +101,7 @@ def _multivariate_normal(p: MultivariateNormal, q: MultivariateNormal) -> Tensor
     operands = _operands(MultivariateNormal, given, (p.loc.shape[:-1], q.loc.shape[:-1]))
     if operands is None or p.event_shape != q.event_shape:
         return None
-    seen = divergences.seen_by_numpy(operands)
+    seen = seen_by_numpy(operands)
     if seen is None:
         return None
     result = gaussian.gaussian_kl_full(*seen[0], cov="cholesky", diagonal="neither")
@@ -114,7 +113,7 @@ def _operands(
 ) -> list[Tensor] | None:
     """Parameters that the kernels take; None for others, empty ones, and those of batches that do not broadcast."""
     dtype = given[0].dtype
-    if dtype not in _DTYPES or forward_ad._current_level >= 0 or not _is_pytorchs_own(kind):
+    if dtype not in ROW_TYPES or forward_ad._current_level >= 0 or not _is_pytorchs_own(kind):
         return None
     for x in given:
         if (

@@ -15,22 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import _reduction
 from torch.nn import functional as torch_functional
 from torch.overrides import has_torch_function_variadic
 
 from fastkl import _runtime
 from fastkl._kernels import _batch, _elementwise
+from fastkl._tensors import ROW_TYPES, as_array, is_watched
 
 __all__ = ["kl_div"]
-
-_TYPES = {
-    torch.float64: _batch.TYPES["float64"],
-    torch.float32: _batch.TYPES["float32"],
-    torch.float16: _batch.TYPES["float16"],
-    torch.bfloat16: _batch.TYPES["bfloat16"],
-}
 
 # A derivative that Python has a part in costs some tens of microseconds more than one of PyTorch's: so many terms must
 # there be, of a target and of its logarithm. The latter is an exponential and a product to PyTorch, whose derivatives
@@ -141,7 +134,7 @@ def _gains_with_gradient(n: int, code: int, log_target: bool) -> bool:
 def _is_plain(tensor: Any) -> bool:
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.dtype in _TYPES
+        and tensor.dtype in ROW_TYPES
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and not tensor.is_neg()
@@ -149,14 +142,8 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _is_watched() -> bool:
-    """Is there something at work that must see PyTorch's own operations?"""
-    return bool(
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._is_any_autocast_enabled()
-        or forward_ad._current_level >= 0
-    )
+    """Is there something at work that must see PyTorch's own operations, or give them other types?"""
+    return is_watched() or torch._C._is_any_autocast_enabled()
 
 
 class _KLDiv(torch.autograd.Function):
@@ -205,7 +192,7 @@ class _KLDiv(torch.autograd.Function):
 
 
 def _value(input: Tensor, target: Tensor, shape: tuple[int, ...], code: int, divisor: int, log_target: bool) -> Tensor:
-    row_type = _TYPES[input.dtype]
+    row_type = ROW_TYPES[input.dtype]
     in_one_piece = input.shape == target.shape and input.is_contiguous() and target.is_contiguous()
     if code == _NONE:
         if in_one_piece:
@@ -215,20 +202,13 @@ def _value(input: Tensor, target: Tensor, shape: tuple[int, ...], code: int, div
         else:
             terms = torch.empty_like(input) if input.shape == target.shape else torch.empty(shape, dtype=input.dtype)
             term = _elementwise.kl_term_log if log_target else _elementwise.kl_term
-            term(_array(input), _array(target), out=_array(terms))
+            term(as_array(input), as_array(target), out=as_array(terms))
         return terms
     if in_one_piece:
         total = _elementwise.kl_sum_at(log_target, row_type, input.numel(), input.data_ptr(), target.data_ptr())
     else:
-        total = _sum(_array(input), _array(target), row_type, shape, log_target)
+        total = _sum(as_array(input), as_array(target), row_type, shape, log_target)
     return torch.scalar_tensor(total / divisor if divisor else math.nan, dtype=input.dtype)
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    """The tensor's memory; the bits of bfloat16, which NumPy doesn't know, as integers."""
-    tensor = tensor.detach()
-    array: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-    return array
 
 
 def _sum(x: NDArray[Any], t: NDArray[Any], row_type: int, shape: tuple[int, ...], log_target: bool) -> float:
