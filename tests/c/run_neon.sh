@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The row kernels of the level `neon`, cross-compiled and run on an emulated aarch64. CROSS_CC and PYTHON choose the
-# compiler and the Python (which needs what setup.py imports).
+# The row kernels of the level `neon`, cross-compiled and run on an emulated aarch64: run_neon.sh N takes every Nth case.
+# CROSS_CC and PYTHON choose the compiler and the Python (which needs what setup.py imports).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-.venv/bin/python}
@@ -13,6 +13,7 @@ for command in "$compiler" qemu-aarch64; do
         exit 1
     fi
 done
-# Undefined behaviour traps: there is no sanitizer library to link.
-"$python" tests/c/build.py arm "$program" "$compiler" -O2 -static -fsanitize=undefined -fsanitize-undefined-trap-on-error
-qemu-aarch64 "$program"
+# Undefined behaviour traps: there is no sanitizer library to link. The checks left out are those of run_sanitizers.sh.
+"$python" tests/c/build.py arm "$program" "$compiler" -O1 -static \
+    -fsanitize=undefined -fno-sanitize=null,object-size,pointer-overflow -fsanitize-undefined-trap-on-error
+qemu-aarch64 "$program" "${1:-1}"
