@@ -12,7 +12,8 @@ import fastkl
 from bench.report import Figure
 from bench.timing import Settings, interleaved, repeated
 
-SIZES = {"one pair, K=64": (1, 64), "1,000 × 100": (1_000, 100), "1,000,000 × 128": (1_000_000, 128)}
+LARGE = {"1,000,000 × 128": (1_000_000, 128)}
+SIZES = {"one pair, K=64": (1, 64), "1,000 × 100": (1_000, 100), **LARGE}
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,8 @@ def _scipy_special() -> Iterator[DropIn]:
         for dtype, into in (("float64", False), ("float64", True), ("float32", True)):
             title = f"special.{name}, {dtype}{', out=' if into else ''}"
             yield DropIn(title, *functions, bind, SIZES)
+            if functions[1].nin == 2:  # what memory allows: one addition for each element
+                yield DropIn(f"numpy.add, beside {title}", np.add, functions[1], bind, LARGE)
 
 
 def _torch_functional() -> Iterator[DropIn]:

@@ -243,6 +243,8 @@ def readme_parts(machine: dict, settings: dict, records: Sequence[dict]) -> dict
         _pivot(records, "logits peers", lambda r: r["case"], "kernel", lambda r: r["variant"]),
         "How many times as long others take for full covariances:",
         _pivot(records, "gaussian full", lambda r: r["detail"]["peer"], "pairs", lambda r: r["variant"]),
+        "How many times as long a drop-in's original takes (`fastkl.torch`: the way through NumPy; `fastkl.jax`: XLA):",
+        _pivot(records, "drop-ins", lambda r: r["variant"], "call"),
         "Time per element over that at K=128, worst of all levels and thread counts:",
         _pivot(records, "sweep", lambda r: r["variant"], "kernel"),
         "Time over the contiguous case, worst of all levels and thread counts:",
