@@ -21,7 +21,7 @@ import numpy as np
 from fastkl._validation import Rows, decoded, gradient_for, rows_last, stretches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -50,15 +50,14 @@ def discrete_gradients(
     with np.errstate(all="ignore"):
         for part, (scales, *targets) in stretches(last, (factors, *(rows_last(rows, x) for x in gradients)), most):
             p, q = (decoded(x, name).astype(np.float64) for x, name in zip(part.operands, rows.types.operands))
-            both = zip(_slopes(p, q, weight, normalize), needed, strict=True)
-            for target, slopes in zip(targets, (x for x, wanted in both if wanted), strict=True):
+            for target, slopes in zip(targets, _slopes(p, q, needed, weight, normalize), strict=True):
                 slopes *= scales / unit
                 target[...] = slopes
     return gradients
 
 
-def _slopes(p: Floats, q: Floats, weight: float | None, normalize: bool) -> tuple[Floats, Floats]:
-    """The gradients with respect to some rows of p and q, in nats."""
+def _slopes(p: Floats, q: Floats, needed: Sequence[bool], weight: float | None, normalize: bool) -> Iterator[Floats]:
+    """Those of the gradients with respect to some rows of p and q that are needed, in nats."""
     sum_p, sum_q = p.sum(-1, keepdims=True), q.sum(-1, keepdims=True)
     valid = (p.min(-1, keepdims=True) >= 0) & (q.min(-1, keepdims=True) >= 0) & (sum_p < np.inf) & (sum_q < np.inf)
     apart = p - q
@@ -68,44 +67,46 @@ def _slopes(p: Floats, q: Floats, weight: float | None, normalize: bool) -> tupl
         q = q / sum_q
         apart = (apart - q * excess) / sum_p
         p = p / sum_p
-    to_p, to_q = _kl_slopes(p, q, apart, normalize) if weight is None else _js_slopes(p, q, apart, normalize, weight)
-    if normalize:
-        to_p /= sum_p
-        to_q /= sum_q
-    for slopes in (to_p, to_q):
+    for by_q, (total, wanted) in enumerate(zip((sum_p, sum_q), needed, strict=True)):
+        if not wanted:
+            continue
+        if weight is None:
+            slopes = _kl_by_q(p, q, apart, normalize) if by_q else _kl_by_p(p, q, apart, normalize)
+        elif by_q:
+            slopes = _js_by_p(q, p, -apart, normalize, 1.0 - weight, weight)
+        else:
+            slopes = _js_by_p(p, q, apart, normalize, weight, 1.0 - weight)
+        if normalize:
+            slopes /= total
         slopes[~valid[..., 0]] = np.nan
-    return to_p, to_q
+        yield slopes
 
 
-def _kl_slopes(p: Floats, q: Floats, apart: Floats, normalize: bool) -> tuple[Floats, Floats]:
-    relative = apart / q
-    logs = _log_ratio(p, q, relative)
+def _kl_by_p(p: Floats, q: Floats, apart: Floats, normalize: bool) -> Floats:
+    logs = _log_ratio(p, q, apart / q)
     if not normalize:
-        return np.where(p > 0, logs + 1.0, 0.0), np.where(p > 0, -(p / q), 0.0)
-    # Less the 1 that Σ p̂ g has too; likewise p̂/q̂, of which Σ q̂ g leaves p̂/q̂ - 1.
-    empty = p == 0
-    logs[empty] = relative[empty] = -1.0
+        return np.where(p > 0, logs + 1.0, 0.0)
+    logs[p == 0] = -1.0  # less the 1 that Σ p̂ g has too
     divergence = (p * logs).sum(-1, keepdims=True)
     divergence[divergence == np.inf] = np.nan
-    return logs - divergence, -relative
+    logs -= divergence
+    return logs
 
 
-def _js_slopes(p: Floats, q: Floats, apart: Floats, normalize: bool, weight: float) -> tuple[Floats, Floats]:
-    if weight in (0.0, 1.0):  # the mixture is one of the two, and the other does not count
-        return np.zeros_like(p), np.zeros_like(q)
-    rest = 1.0 - weight
+def _kl_by_q(p: Floats, q: Floats, apart: Floats, normalize: bool) -> Floats:
+    # Of p̂/q̂, Σ q̂ g leaves p̂/q̂ - 1.
+    return np.where(p > 0, -(apart / q), 1.0) if normalize else np.where(p > 0, -(p / q), 0.0)
+
+
+def _js_by_p(p: Floats, q: Floats, apart: Floats, normalize: bool, weight: float, rest: float) -> Floats:
+    if 0.0 in (weight, rest):  # the mixture is one of the two, and the other does not count
+        return np.zeros_like(p)
     mixture = np.maximum(weight * p + rest * q, np.finfo(np.float64).smallest_subnormal)
-    to_p = _js_slope(p, q, mixture, rest * apart, weight)
-    to_q = _js_slope(q, p, mixture, -weight * apart, rest)
+    logs = weight * _log_ratio(p, mixture, rest * apart / mixture)
+    slopes = np.where(p > 0, logs, np.where(q > 0, -weight, 0.0))  # what is left is that of the other's term
     if normalize:
-        to_p -= (p * to_p).sum(-1, keepdims=True)
-        to_q -= (q * to_q).sum(-1, keepdims=True)
-    return to_p, to_q
-
-
-def _js_slope(x: Floats, other: Floats, mixture: Floats, apart: Floats, weight: float) -> Floats:
-    logs = weight * _log_ratio(x, mixture, apart / mixture)
-    return np.where(x > 0, logs, np.where(other > 0, -weight, 0.0))  # what is left is that of the other's term
+        slopes -= (p * slopes).sum(-1, keepdims=True)
+    return slopes
 
 
 def _log_ratio(a: Floats, b: Floats, relative: Floats) -> Floats:
