@@ -93,4 +93,6 @@ def one_pair(operation: int, p: Any, q: Any, normalize: bool, log_base: float, p
         at = p.data_ptr(), q.data_ptr()
     except RuntimeError:  # no tensor with memory of its own
         return None
+    if not all(at):  # zeros that are not written out
+        return None
     return torch.from_numpy(pair_at(operation, ROW_TYPES[dtype], length, *at, normalize, log_base, parameter))

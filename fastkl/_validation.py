@@ -431,7 +431,7 @@ def thread_bound(n_threads: SupportsIndex | None) -> int | None:
         raise TypeError(f"n_threads must be None or an int, got {_type_of(n_threads)}") from None
     if bound < 1:
         raise ValueError(f"n_threads must be at least 1, got {bound}")
-    return bound
+    return min(bound, 2**31 - 1)  # as many as a C int can count, which no system has
 
 
 def log_base(base: float | None, *, above: float = 0.0) -> float:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.library import custom_op
 
@@ -445,7 +445,8 @@ def _one_pair(
     invalid: str,
 ) -> Tensor | None:
     """A discrete measure of two tensors of one axis, called with the usual options; None for all others."""
-    if (type(axis), axis, keepdims, n_threads, invalid) != (int, -1, False, None, "nan"):
+    usual = type(axis) is int and axis == -1 and keepdims is False and n_threads is None
+    if not (usual and type(invalid) is str and invalid == "nan"):
         return None
     return one_pair(OPS[name], p, q, normalize, log_base(base), parameter)
 
@@ -453,8 +454,8 @@ def _one_pair(
 def _dispatched(operator: str, *arguments: Any) -> Tensor:
     """The result of an operator."""
     result: Tensor
-    topmost = None if torch.compiler.is_compiling() else peek_interpreter_stack()
-    if topmost is not None and topmost.key() == TransformType.Grad:
+    transforms = None if torch.compiler.is_compiling() else get_interpreter_stack()
+    if transforms and any(x.key() == TransformType.Grad for x in transforms):
         result = _FUNCTIONS[operator].apply(*arguments)  # torch.func takes no operators with a formula of their own
     else:
         result = getattr(_OPS, operator).default(*arguments)

@@ -79,7 +79,8 @@ def jensenshannon(
     array([0.31898154, 0.        ])
     """
     operands = [np.asarray(p), np.asarray(q)]
-    along = _common_axis(operands[0], operands[1], axis) if ordinary(*operands) and _has_distances(base) else None
+    ours = ordinary(*operands) and _has_distances(base) and type(keepdims) is bool
+    along = _common_axis(operands[0], operands[1], axis) if ours else None
     if along is None:
         return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
     if operands[0].dtype is not _FLOAT64 or operands[1].dtype is not _FLOAT64:
@@ -89,8 +90,8 @@ def jensenshannon(
     except ValueError:
         return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
 
-    if values.ndim == 0:
-        if math.isnan(values):
+    if values.ndim == 0 or values.size == 0:
+        if values.size == 0 or math.isnan(values):
             return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
     else:
         values = mended(values, operands, along, lambda *rows: scipys_jensenshannon(*rows, base, axis=-1))
@@ -258,8 +259,10 @@ def _promoted(operands: list[Array], single_is_float64: bool) -> list[Array]:
 
 
 def _has_distances(base: object) -> bool:
-    """Whether distances in this base are real numbers, and whether NumPy, with which SciPy does, takes its logarithm."""
-    return base is None or (isinstance(base, (int, float, np.integer, np.floating)) and bool(1 < base < 2**63))
+    """Whether distances in this base are real numbers, and NumPy, with which SciPy works, has its logarithm as float64."""
+    if isinstance(base, np.integer) and base.itemsize < 4:
+        return False
+    return base is None or (isinstance(base, (int, float, np.integer)) and bool(1 < base < 2**63))
 
 
 def _is_jensen_shannon(metric: object, options: dict[str, Any]) -> bool:

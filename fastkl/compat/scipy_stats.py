@@ -122,8 +122,8 @@ def _along_one_axis(
     operands: list[Array] = []
     for given in (pk,) if qk is None else (pk, qk):
         operand = plain(given)
-        if operand is None or not ordinary(operand):
-            return None
+        if operand is None or not ordinary(operand) or (qk is not None and type(given) in (int, float)):
+            return None  # a number, too, which takes on the type of what it stands beside
         operands.append(operand if operand.ndim else operand[np.newaxis])
     ndim = max(operand.ndim for operand in operands)
     if axis is None:

@@ -30,6 +30,8 @@ __all__ = ["kl_div"]
 # take it no longer than ours do; there the sum is what is gained.
 _LEAST_WITH_GRADIENT, _LEAST_WITH_GRADIENT_LOG = 16_384, 131_072
 
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+
 _NONE, _MEAN, _SUM = (_reduction.get_enum(name) for name in ("none", "mean", "sum"))
 
 
@@ -138,6 +140,7 @@ def _is_plain(tensor: Any) -> bool:
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and not tensor.is_neg()
+        and not tensor._is_zerotensor()
     )
 
 
@@ -200,7 +203,7 @@ def _value(input: Tensor, target: Tensor, shape: tuple[int, ...], code: int, div
             at = input.data_ptr(), target.data_ptr(), terms.data_ptr()
             _elementwise.kl_terms_at(log_target, row_type, input.numel(), *at)
         else:
-            terms = torch.empty_like(input) if input.shape == target.shape else torch.empty(shape, dtype=input.dtype)
+            terms = _empty_terms(input, target, log_target)
             term = _elementwise.kl_term_log if log_target else _elementwise.kl_term
             term(as_array(input), as_array(target), out=as_array(terms))
         return terms
@@ -208,7 +211,19 @@ def _value(input: Tensor, target: Tensor, shape: tuple[int, ...], code: int, div
         total = _elementwise.kl_sum_at(log_target, row_type, input.numel(), input.data_ptr(), target.data_ptr())
     else:
         total = _sum(as_array(input), as_array(target), row_type, shape, log_target)
-    return torch.scalar_tensor(total / divisor if divisor else math.nan, dtype=input.dtype)
+    value = total / divisor if divisor else math.nan
+    if abs(value) > _FLOAT32_MAX and input.dtype is torch.float32:  # which PyTorch takes no number beyond for
+        value = math.copysign(math.inf, value)
+    return torch.scalar_tensor(value, dtype=input.dtype)
+
+
+def _empty_terms(input: Tensor, target: Tensor, log_target: bool) -> Tensor:
+    """Memory for the terms, in the order in which PyTorch has them."""
+    if input.stride() == target.stride() and input.shape == target.shape:
+        return torch.empty_like(target)
+    return torch.empty_like(
+        torch.kl_div(input.to("meta"), target.to("meta"), _NONE, log_target=log_target), device="cpu"
+    )
 
 
 def _sum(x: NDArray[Any], t: NDArray[Any], row_type: int, shape: tuple[int, ...], log_target: bool) -> float:

@@ -50,6 +50,25 @@ def test_axis_and_base(rng, shape, axis, base, keepdims):
     alike("jensenshannon", p, q, base, axis=axis, keepdims=keepdims)
 
 
+@pytest.mark.parametrize(
+    "base",
+    [True, *(kind(2) for kind in (np.int8, np.uint8, np.int16, np.int32, np.float16, np.float32, np.longdouble))],
+)
+@pytest.mark.parametrize("type_name", ["float64", "float32", "float16"])
+def test_types_of_the_base(rng, type_name, base):
+    p, q = (rng.random((2, 3, 5)) + 0.01).astype(type_name)
+    tolerance = TOLERANCES["float16" if base is not True and base.itemsize < 4 else type_name]
+    for pair in ((p, q), (p[0], q[0])):
+        alike("jensenshannon", *pair, base, axis=-1, tolerance=tolerance)
+
+
+def test_odd_keepdims_and_no_rows():
+    alike("jensenshannon", [0.5, 0.5], [0.2, 0.8], keepdims=None)
+    for row in (np.zeros(3), np.array([1.0, np.inf, 2.0]), np.ones(3)):
+        alike("jensenshannon", np.zeros((0, 3)), row, axis=-1)
+        alike("jensenshannon", row, np.zeros((0, 3)), axis=-1)
+
+
 @pytest.mark.parametrize("axis", [None, 1, 5, -3, (0,), (0, 1), (0, 0), (), True, 0.0, "a", np.int64(0)])
 def test_axis_refused_or_odd(rng, axis):
     alike("jensenshannon", rng.random(5), rng.random(5), axis=axis)

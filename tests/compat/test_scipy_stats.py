@@ -60,6 +60,14 @@ def test_axis_and_base(rng, shape, axis, base, keepdims):
     alike(p, q, base, axis, keepdims=keepdims)
 
 
+@pytest.mark.parametrize("number", [1, 0.5, True, np.float64(0.5), np.float32(0.5), np.array(0.5)])
+@pytest.mark.parametrize("type_name", ["float64", "float32", "float16", "int32"])
+def test_numbers_beside_arrays(type_name, number):
+    array = np.array([1, 3, 2], type_name)
+    for operands in ((array, number), (number, array), (number, number)):
+        alike(*operands, tolerance=TOLERANCES.get(type_name, FLOAT64))
+
+
 @pytest.mark.parametrize("axis", [1, 5, -3, (0, 0), (0, 5), (), True, 0.0, 0.5, "a", [0], np.int64(0), (np.int64(0),)])
 def test_axis_refused_or_odd(rng, axis):
     alike(rng.random(5), axis=axis)

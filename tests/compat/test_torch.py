@@ -135,6 +135,11 @@ class TestValues:
             function(p[:0], q[:0])
         with pytest.raises(TypeError, match="axis"):
             function(p, q, axis=-1.0)
+        with pytest.raises(TypeError, match="n_threads must be None or an int, got ndarray"):
+            function(q, q, n_threads=np.array([1, 2]))
+        torch.testing.assert_close(function(p, q, n_threads=10**30), function(p, q))
+        nothing = torch._efficientzerotensor((6,), dtype=torch.float64)
+        assert function(nothing, q).isnan() and function(q, nothing).isnan()
 
     def test_parameters_and_subclasses(self, rng):
         p, q = tensors(rng, 2)
@@ -596,6 +601,28 @@ class TestTransforms:
         for i, found in enumerate(torch.vmap(slope, dims)(*operands)):
             torch.testing.assert_close(found, expected[i])
             torch.testing.assert_close(found, torch.stack([pair[i].grad for pair in recorded]))
+
+    @pytest.mark.parametrize("dims", [(0, 0), (1, 1), (0, None)])
+    @pytest.mark.parametrize("name", VMAPPED)
+    def test_gradients_of_mapped_functions(self, name, dims, rng):
+        function = VMAPPED[name]
+        operands = [x if dim is not None else x[0] for x, dim in zip(tensors(rng, 2, (4, 4)), dims, strict=True)]
+        mapped = torch.vmap(function, dims)
+
+        def total(a, b):
+            """Of the results for each, without torch.vmap."""
+            each = [[x if d is None else x.select(d, i) for x, d in zip((a, b), dims, strict=True)] for i in range(4)]
+            return torch.stack([function(*pair) for pair in each]).sum()
+
+        recorded = [x.clone().requires_grad_() for x in operands]
+        total(*recorded).backward()
+        found = torch.func.grad(lambda a, b: mapped(a, b).sum(), argnums=(0, 1))(*operands)
+        for ours, x in zip(found, recorded, strict=True):
+            torch.testing.assert_close(ours, x.grad)
+        jacobian = torch.func.jacrev(mapped)(*operands)
+        torch.testing.assert_close(jacobian.flatten(0, -3).sum(0), recorded[0].grad)
+        outer = torch.vmap(torch.func.grad(lambda a, b: mapped(a, b).sum()))(*(torch.stack([x, x]) for x in operands))
+        torch.testing.assert_close(outer, torch.stack([recorded[0].grad] * 2))
 
     def test_jacobian_and_hessian(self, rng):
         p, q = tensors(rng, 2, (3, 4))

@@ -117,6 +117,30 @@ def test_layouts(level, dtype, log_target, rng):
             ours, theirs = (f(a, b, reduction=reduction, log_target=log_target) for f in (drop_in, original))
             bound = tolerance(dtype, *torch.broadcast_tensors(a, b), log_target=log_target)
             assert_near(ours, theirs, reduced(bound, reduction, dtype, None, a))
+            for length, stride, other in zip(ours.shape, ours.stride(), theirs.stride(), strict=True):
+                assert length == 1 or stride == other, (a.stride(), b.stride())
+
+
+def test_sums_beyond_float32(always_ours):
+    """They are infinite, as other numbers beyond their type; in between, a mean counts."""
+    least = torch.finfo(torch.float32).min
+    x = torch.tensor([[0.0, least, least]] * 2)
+    t = torch.full((2, 3), 1 / 3)
+    assert drop_in(x, t, reduction="sum") == original(x, t, reduction="sum") == torch.inf
+    assert drop_in(-x, t, reduction="sum") == original(-x, t, reduction="sum") == -torch.inf
+    assert drop_in(x.requires_grad_(), t, reduction="sum") == torch.inf
+    assert drop_in(torch.zeros(4), torch.full((4,), 3e38), reduction="batchmean") == torch.inf
+    torch.testing.assert_close(drop_in(x.detach(), t, reduction="batchmean"), torch.tensor(-2 / 3 * least))
+
+
+def test_zeros_that_are_nowhere_in_memory():
+    x, t = torch._efficientzerotensor((3,), dtype=torch.float32), torch.rand(3)
+    assert x._is_zerotensor() and x.data_ptr() == 0
+    for reduction in ("none", "sum"):
+        for pair in ((x, t), (t, x), (x, x)):
+            torch.testing.assert_close(
+                drop_in(*pair, reduction=reduction), original(*pair, reduction=reduction), equal_nan=True
+            )
 
 
 @pytest.mark.parametrize("log_target", [False, True])
