@@ -90,10 +90,9 @@ def jensenshannon(
     except ValueError:
         return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
 
-    if values.ndim == 0 or values.size == 0:
-        if values.size == 0 or math.isnan(values):
-            return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
-    else:
+    if values.size == 0 or (values.ndim == 0 and math.isnan(values)):
+        return scipys_jensenshannon(*operands, base, axis=axis, keepdims=keepdims)
+    if values.ndim:
         values = mended(values, operands, along, lambda *rows: scipys_jensenshannon(*rows, base, axis=-1))
     return np.expand_dims(values, along) if keepdims else values
 
