@@ -65,54 +65,49 @@ FKL_INLINE void give(vd acc[SUMS][PARTS], const int part, const vd a[SUMS])
         acc[k][part] = a[k];
 }
 
-/* What a block's pairs have left that are not two positive normal numbers: the terms of those with a zero, apart from
- * the others' so that the order of additions is that of the elements at every level; the bits of special elements. */
+/* The bits of a block's special elements: see set_aside(). */
 struct exceptions {
-    vd terms[PARTS];
     vi special[PARTS];
 };
 
 FKL_INLINE struct exceptions no_exceptions(void)
 {
     struct exceptions others;
-    for (int j = 0; j < PARTS; j++) {
-        others.terms[j] = vd_set(0.0);
+    for (int j = 0; j < PARTS; j++)
         others.special[j] = vi_set(0);
-    }
     return others;
 }
 
-FKL_INLINE void flush(vd from[PARTS], vd to[PARTS])
+/* The terms of a block, begun: see struct begun. */
+struct begun_block {
+    double s2[MOST_DIVISIONS][BLOCK], w[MOST_DIVISIONS][BLOCK], base[BLOCK];
+};
+
+FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_block *begun, ptrdiff_t i)
 {
-    FKL_UNROLL
-    for (int j = 0; j < PARTS; j++) {
-        to[j] += from[j];
-        from[j] = vd_set(0.0);
+    for (int k = 0; k < pass_divisions(pass); k++) {
+        vd_store(begun->s2[k] + i, x.s2[k]);
+        vd_store(begun->w[k] + i, x.w[k]);
     }
+    vd_store(begun->base + i, x.base);
 }
 
-/* Before element i of a block: has a run ended? Its sums are added to the block's; of terms that are begun early the
- * last is not ended yet, and step_double() adds their sum when it is. */
-FKL_INLINE int end_run(const enum pass pass, ptrdiff_t i, vd run[SUMS][PARTS], vd acc[SUMS][PARTS],
-                       struct exceptions *others)
+/* The terms of the vector from the i-th element on. */
+FKL_INLINE vd end(const enum pass pass, const struct begun_block *begun, ptrdiff_t i)
 {
-    if (i == 0 || i % (RUN * LANES) != 0)
-        return 0;
-    if (pass_begins(pass))
-        flush(others->terms, acc[0]);
-    for (int k = pass_begins(pass) ? 1 : 0; k < pass_plain_sums(pass); k++)
-        flush(run[k], acc[k]);
-    return 1;
+    vd sum = vd_load(begun->base + i);
+    for (int k = 0; k < pass_divisions(pass); k++)
+        sum = vd_end((struct vd_begun){vd_load(begun->s2[k] + i), vd_load(begun->w[k] + i), sum});
+    return sum;
 }
 
 /* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. Their
- * terms go to the run's sums, those of runs to the block's, acc. */
+ * terms are begun, or added to `run` like the elements themselves. */
 FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
                             const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
-                            vd acc[SUMS][PARTS], struct exceptions *others, struct begun *last)
+                            struct exceptions *others, struct begun_block *begun)
 {
     const ptrdiff_t stride = VD * type_size(type);
-    const int ended = end_run(pass, i, run, acc, others);
     p += i * type_size(type);
     q += i * type_size(type);
     vd x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
@@ -145,20 +140,22 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
             least = vd_min(vd_min(x[j], y[j]), least);
         if (!FKL_LIKELY(md_all(vd_le(vd_set(SMALLEST), least)))) {
             FKL_UNROLL
-            for (int j = 0; j < vectors; j++)
-                set_aside(pass, &x[j], &y[j], &low[j], &others->terms[j % PARTS], &others->special[j % PARTS]);
+            for (int j = 0; j < vectors; j++) {
+                vd term = vd_set(0.0);
+                set_aside(pass, &x[j], &y[j], &low[j], &term, &others->special[j % PARTS]);
+                if (pass_begins(pass)) {
+                    struct begun rest = begin(pass, x[j], y[j], low[j]);
+                    rest.base += term;
+                    keep(pass, rest, begun, i + j * VD);
+                }
+            }
+            return;
         }
     }
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         if (pass_begins(pass)) {
-            /* The next vector's term is begun before the last one's is ended: the processor does not see far enough
-             * ahead of itself to do so on its own. */
-            struct begun next = begin(pass, x[j], y[j], low[j]);
-            run[0][(j + PARTS - 1) % PARTS] += end(pass, *last);
-            *last = next;
-            if (j == 0 && ended)
-                flush(run[0], acc[0]);
+            keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD);
         } else {
             vd a[SUMS];
             take(run, j % PARTS, a);
@@ -169,21 +166,52 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
 }
 
 #if FKL_FLOAT_KERNELS
-/* Terms and elements of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double;
- * those of p, by whose sum results are divided, in double at once. Of longer runs the roundings tell where they all go
- * one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of KL. */
+/* Terms of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double; elements in
+ * double at once, but for those of q that are narrower than floats: their sum enters squared. Of longer runs the
+ * roundings tell where they all go one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of KL. */
 #define FLOAT_RUN 2
 
-/* What a run has summed so far: the terms, those set aside, and the elements of q. */
-struct float_run {
-    vf terms[PARTS], aside[PARTS], q[PARTS];
+struct begun_float_block {
+    float s2[MOST_DIVISIONS][BLOCK], w[MOST_DIVISIONS][BLOCK], base[BLOCK];
 };
 
-FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t n,
-                           const char *p, const char *q, const struct fcontext *c, struct float_run *run,
-                           vd p_sum[PARTS], struct exceptions *others)
+FKL_INLINE void keep_float(const enum pass pass, struct begun_float x, struct begun_float_block *begun, ptrdiff_t i)
+{
+    for (int k = 0; k < pass_divisions(pass); k++) {
+        vf_store(begun->s2[k] + i, x.s2[k]);
+        vf_store(begun->w[k] + i, x.w[k]);
+    }
+    vf_store(begun->base + i, x.base);
+}
+
+FKL_INLINE vf end_float(const enum pass pass, const struct begun_float_block *begun, ptrdiff_t i)
+{
+    vf sum = vf_load(begun->base + i);
+    for (int k = 0; k < pass_divisions(pass); k++)
+        sum = vf_end((struct vf_begun){vf_load(begun->s2[k] + i), vf_load(begun->w[k] + i), sum});
+    return sum;
+}
+
+/* The j-th vector of a step, x, from `from`, added to the double lanes its elements belong to: floats from memory again,
+ * which is cheaper than out of the register. */
+FKL_INLINE void add_elements_float(const enum fkl_type type, ptrdiff_t n, const char *from, const int j, vf x,
+                                   vd sum[PARTS])
+{
+    if (type == FKL_F32 && n < 0) {
+        sum[2 * j % PARTS] += vh_load_double(from);
+        sum[(2 * j + 1) % PARTS] += vh_load_double(from + 4 * VD);
+    } else {
+        add_floats(sum, j, x);
+    }
+}
+
+FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
+                           const char *p, const char *q, const struct fcontext *c, vd p_sum[PARTS], vd q_sum[PARTS],
+                           struct exceptions *others, struct begun_float_block *begun)
 {
     const ptrdiff_t stride = VF * type_size(type);
+    p += i * type_size(type);
+    q += i * type_size(type);
     vf x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
@@ -194,13 +222,8 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         if (pass != PASS_JS_HALF) {
-            run->q[j % PARTS] += y[j];
-            if (type == FKL_F32 && n < 0) { /* floats from memory again: cheaper than out of the register */
-                p_sum[2 * j % PARTS] += vh_load_double(p + j * stride);
-                p_sum[(2 * j + 1) % PARTS] += vh_load_double(p + j * stride + stride / 2);
-            } else {
-                add_floats(p_sum, j, x[j]);
-            }
+            add_elements_float(type, n, p + j * stride, j, x[j], p_sum);
+            add_elements_float(type, n, q + j * stride, j, y[j], q_sum);
         }
         low[j] = vf_set(0.0f);
         if (pass_scales(pass))
@@ -217,16 +240,22 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     if (!FKL_LIKELY(mf_all(vf_le(vf_set(SMALLEST_FLOAT), least)))) {
         FKL_UNROLL
         for (int j = 0; j < vectors; j++) {
+            vf term = vf_set(0.0f);
             vw bits = (vw)others->special[j % PARTS];
-            set_aside_float(pass, &x[j], &y[j], &low[j], &run->aside[j % PARTS], &bits);
+            set_aside_float(pass, &x[j], &y[j], &low[j], &term, &bits);
             others->special[j % PARTS] = (vi)bits;
+            if (pass != PASS_SUMS) {
+                struct begun_float rest = begin_float(pass, x[j], y[j], low[j]);
+                rest.base += term;
+                keep_float(pass, rest, begun, i + j * VF);
+            }
         }
+        return;
     }
-    if (pass != PASS_SUMS) {
-        FKL_UNROLL
-        for (int j = 0; j < vectors; j++)
-            run->terms[j % PARTS] += element_float(pass, x[j], y[j], low[j]);
-    }
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++)
+        if (pass != PASS_SUMS)
+            keep_float(pass, begin_float(pass, x[j], y[j], low[j]), begun, i + j * VF);
 }
 
 FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
@@ -235,33 +264,30 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
 {
     const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
     const int first = pass == PASS_SUMS ? 0 : 1; /* of the sums of elements */
+    struct begun_float_block begun;
     ptrdiff_t i = 0;
-    while (i < n) {
-        struct float_run run;
-        for (int j = 0; j < PARTS; j++)
-            run.terms[j] = run.aside[j] = run.q[j] = vf_set(0.0f);
-        const ptrdiff_t end = n - i < FLOAT_RUN * step ? n : i + FLOAT_RUN * step;
-        for (; i + most <= end; i += most) {
-            for (ptrdiff_t line = 0; line < most * size; line += 64) {
-                fkl_prefetch(p, i * size + line + ahead);
-                fkl_prefetch(q, i * size + line + ahead);
-            }
-            step_float(pass, type, MOST_VECTORS, -1, p + i * size, q + i * size, c, &run, acc[first], others);
+    for (; i + most <= n; i += most) {
+        for (ptrdiff_t line = 0; line < most * size; line += 64) {
+            fkl_prefetch(p, i * size + line + ahead);
+            fkl_prefetch(q, i * size + line + ahead);
         }
-        if (most > step && i + step <= end) {
-            step_float(pass, type, PARTS, -1, p + i * size, q + i * size, c, &run, acc[first], others);
-            i += step;
-        }
-        if (i < end) {
-            step_float(pass, type, PARTS, end - i, p + i * size, q + i * size, c, &run, acc[first], others);
-            i = end;
-        }
+        step_float(pass, type, MOST_VECTORS, i, -1, p, q, c, acc[first], acc[first + 1], others, &begun);
+    }
+    if (most > step && i + step <= n) {
+        step_float(pass, type, PARTS, i, -1, p, q, c, acc[first], acc[first + 1], others, &begun);
+        i += step;
+    }
+    if (i < n)
+        step_float(pass, type, PARTS, i, n - i, p, q, c, acc[first], acc[first + 1], others, &begun);
+    if (pass == PASS_SUMS)
+        return;
+    for (i = 0; i < n; i += FLOAT_RUN * step) {
         FKL_UNROLL
         for (int j = 0; j < PARTS; j++) {
-            if (pass != PASS_SUMS)
-                add_floats(acc[0], j, run.terms[j] + run.aside[j]);
-            if (pass != PASS_JS_HALF)
-                add_floats(acc[first + 1], j, run.q[j]);
+            vf terms = end_float(pass, &begun, i + j * VF);
+            if (i + step < n)
+                terms += end_float(pass, &begun, i + step + j * VF);
+            add_floats(acc[0], j, terms);
         }
     }
 }
@@ -335,8 +361,6 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcon
 FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
                           const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others)
 {
-    for (int j = 0; j < PARTS; j++)
-        others->terms[j] = vd_set(0.0);
     for (int k = 0; k < SUMS; k++)
         for (int j = 0; j < PARTS; j++)
             acc[k][j] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
@@ -348,34 +372,47 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
     }
 #endif
     const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
-    struct begun last = begin_nothing();
-    vd run[SUMS][PARTS];
-    for (int k = 0; k < SUMS; k++)
-        for (int j = 0; j < PARTS; j++)
-            run[k][j] = acc[k][j];
-    ptrdiff_t i = 0;
-    for (; i + most <= n; i += most) {
-        for (ptrdiff_t line = 0; line < most * size; line += 64) {
-            fkl_prefetch(p, i * size + line + c->ahead);
-            fkl_prefetch(q, i * size + line + c->ahead);
+    const int plain = pass_plain_sums(pass);
+    struct begun_block begun;
+    for (ptrdiff_t first = 0; first < n; first += RUN * LANES) {
+        const ptrdiff_t end_of_run = n - first < RUN * LANES ? n : first + RUN * LANES;
+        ptrdiff_t i = first;
+        vd run[SUMS][PARTS];
+        for (int k = 0; k < SUMS; k++)
+            for (int j = 0; j < PARTS; j++)
+                run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
+        for (; i + most <= end_of_run; i += most) {
+            for (ptrdiff_t line = 0; line < most * size; line += 64) {
+                fkl_prefetch(p, i * size + line + c->ahead);
+                fkl_prefetch(q, i * size + line + c->ahead);
+            }
+            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, &begun);
         }
-        step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, acc, others, &last);
+        if (most > LANES && i + LANES <= end_of_run) {
+            step_double(pass, type, PARTS, i, -1, p, q, c, run, others, &begun);
+            i += LANES;
+        }
+        if (i < end_of_run)
+            step_double(pass, type, PARTS, i, end_of_run - i, p, q, c, run, others, &begun);
+        for (int k = pass_begins(pass) ? 1 : 0; k < SUMS; k++)
+            for (int j = 0; j < PARTS; j++)
+                acc[k][j] = k < plain ? acc[k][j] + run[k][j] : run[k][j];
     }
-    if (most > LANES && i + LANES <= n) {
-        step_double(pass, type, PARTS, i, -1, p, q, c, run, acc, others, &last);
-        i += LANES;
-    }
-    if (i < n)
-        step_double(pass, type, PARTS, i, n - i, p, q, c, run, acc, others, &last);
     if (pass_begins(pass)) {
-        run[0][PARTS - 1] += end(pass, last);
-        flush(others->terms, acc[0]);
+        for (ptrdiff_t first = 0; first < n; first += RUN * LANES) {
+            const ptrdiff_t end_of_run = n - first < RUN * LANES ? n : first + RUN * LANES;
+            vd run[PARTS];
+            for (int j = 0; j < PARTS; j++)
+                run[j] = vd_set(0.0);
+            for (ptrdiff_t i = first; i < end_of_run; i += LANES) {
+                FKL_UNROLL
+                for (int j = 0; j < PARTS; j++)
+                    run[j] += end(pass, &begun, i + j * VD);
+            }
+            for (int j = 0; j < PARTS; j++)
+                acc[0][j] += run[j];
+        }
     }
-    for (int k = 0; k < pass_plain_sums(pass); k++)
-        flush(run[k], acc[k]);
-    for (int k = pass_plain_sums(pass); k < SUMS; k++)
-        for (int j = 0; j < PARTS; j++)
-            acc[k][j] = run[k][j];
     if (pass == PASS_SUMS_MAX) {
         FKL_UNROLL
         for (int j = 0; j < PARTS; j++) {

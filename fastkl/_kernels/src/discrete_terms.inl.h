@@ -131,52 +131,32 @@ FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term,
     *q = vd_select(md_or(no_p, no_q), one, *q);
 }
 
-/* The passes whose terms are begun and ended apart, and a vector of such terms in between: that of JS is a sum of two
- * (see step_double()). */
+/* The passes whose terms are begun for many elements before they are ended (see struct vd_begun). */
 FKL_INLINE int pass_begins(const enum pass pass)
 {
     return pass == PASS_KL || pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE || pass == PASS_JS_HALF;
 }
 
-struct begun {
-    struct vd_begun first, second;
-    vd n_low; /* see vd_begin_phi_pair() */
-};
+/* How many divisions such a term has. */
+#define MOST_DIVISIONS 2
+FKL_INLINE int pass_divisions(const enum pass pass) { return pass == PASS_JS_HALF ? 2 : 1; }
 
-/* A term that is 0. */
-FKL_INLINE struct begun begin_nothing(void)
-{
-    const vd zero = vd_set(0.0);
-    return (struct begun){{zero, zero, zero, zero}, {zero, zero, zero, zero}, zero};
-}
+/* w c(s2) of each division, and the rest of the term. */
+struct begun {
+    vd s2[MOST_DIVISIONS], w[MOST_DIVISIONS], base;
+};
 
 FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
 {
-    struct begun x = begin_nothing();
-    if (pass == PASS_KL_PAIR) {
-        struct vd_begun_pair pair = vd_begin_phi_pair(p, q, low);
-        x.first = pair.x;
-        x.n_low = pair.n_low;
-    } else if (pass == PASS_JS_HALF) {
+    if (pass == PASS_JS_HALF) {
         /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
          * finish() vouches only for results that are large against that. */
         vd m = vd_half(p + q);
-        x.first = vd_begin_phi(p, m);
-        x.second = vd_begin_phi_shifted(q, m, low);
-        x.second.far += x.first.far;
-    } else {
-        x.first = vd_begin_phi(p, q);
+        struct vd_begun first = vd_begin_phi(p, m), second = vd_begin_phi_shifted(q, m, low);
+        return (struct begun){{first.s2, second.s2}, {first.w, second.w}, first.base + second.base};
     }
-    return x;
-}
-
-FKL_INLINE vd end(const enum pass pass, struct begun x)
-{
-    if (pass == PASS_KL_PAIR)
-        return vd_end_pair(x.first, x.n_low);
-    if (pass == PASS_JS_HALF)
-        x.first.far = vd_end(x.second);
-    return vd_end(x.first);
+    struct vd_begun x = pass == PASS_KL_PAIR ? vd_begin_phi_pair(p, q, low) : vd_begin_phi(p, q);
+    return (struct begun){{x.s2, vd_set(0.0)}, {x.w, vd_set(0.0)}, x.base};
 }
 
 /* One vector of terms of p and q of the other passes, added to acc[0..SUMS-1]; low: see scaled(); part: of c. */
@@ -277,15 +257,19 @@ FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf 
     *q = vf_select(mf_or(no_p, no_q), one, *q);
 }
 
-/* One vector of terms; low: what the rounding of c q has lost. */
-FKL_INLINE vf element_float(const enum pass pass, vf p, vf q, vf low)
+struct begun_float {
+    vf s2[MOST_DIVISIONS], w[MOST_DIVISIONS], base;
+};
+
+/* low: what the rounding of c q has lost. */
+FKL_INLINE struct begun_float begin_float(const enum pass pass, vf p, vf q, vf low)
 {
-    if (pass == PASS_KL)
-        return vf_phi(p, q);
-    vf m = vf_half(p + q);
-    struct vf_begun first = vf_begin_phi(p, m), second = vf_begin_phi_shifted(q, m, low);
-    second.far += first.far;
-    first.far = vf_end(second);
-    return vf_end(first);
+    if (pass == PASS_JS_HALF) {
+        vf m = vf_half(p + q);
+        struct vf_begun first = vf_begin_phi(p, m), second = vf_begin_phi_shifted(q, m, low);
+        return (struct begun_float){{first.s2, second.s2}, {first.w, second.w}, first.base + second.base};
+    }
+    struct vf_begun x = vf_begin_phi(p, q);
+    return (struct begun_float){{x.s2, vf_set(0.0f)}, {x.w, vf_set(0.0f)}, x.base};
 }
 #endif

@@ -33,17 +33,16 @@
 #define FKL_LOG2_E 1.4426950408889634074
 #define FKL_LOG2_E_LOW 2.0355273740931033e-17 /* log2 e - (double)log2 e */
 
-/* c = t/s^2, where t = 2 atanh(s)/s - 2, from s^2 <= 0.0401; minimax, absolute error of t 3.2e-17. Evaluated in pairs
- * (Estrin), for the row kernels wait for it: one multiplication more, and half the chain of Horner's rule. What t is
- * multiplied by is multiplied by s^2 meanwhile. */
+/* c = t/s^2, where t = 2 atanh(s)/s - 2, from s^2 <= 0.0401; minimax, absolute error of t 3.2e-17. */
 FKL_INLINE vd vd_atanh_tail(vd s2)
 {
-    vd s4 = s2 * s2;
-    vd low = vd_madd(vd_set(0x1.99999998f2f88p-2), s2, vd_set(0x1.5555555555766p-1));
-    vd middle = vd_madd(vd_set(0x1.c71c019a1322dp-3), s2, vd_set(0x1.249249b154f8fp-2));
-    vd high = vd_madd(vd_set(0x1.38525b47b0ca8p-3), s2, vd_set(0x1.7474e2ac1e789p-3));
-    high = vd_madd(vd_set(0x1.3ac4cf6134cdfp-3), s4, high);
-    return vd_madd(vd_madd(high, s4, middle), s4, low);
+    vd c = vd_set(0x1.3ac4cf6134cdfp-3);
+    c = vd_madd(c, s2, vd_set(0x1.38525b47b0ca8p-3));
+    c = vd_madd(c, s2, vd_set(0x1.7474e2ac1e789p-3));
+    c = vd_madd(c, s2, vd_set(0x1.c71c019a1322dp-3));
+    c = vd_madd(c, s2, vd_set(0x1.249249b154f8fp-2));
+    c = vd_madd(c, s2, vd_set(0x1.99999998f2f88p-2));
+    return vd_madd(c, s2, vd_set(0x1.5555555555766p-1));
 }
 
 /* k = round(log2(p/q)) as a double, and *scaled = q 2^k, for positive normal p and q. */
@@ -77,31 +76,35 @@ FKL_INLINE vd vd_far_shifted(vd p, vd low, vd k, vd difference)
     return vd_madd(low, octaves, vd_fma(p, octaves, difference));
 }
 
-/* A term s (n + p t) + far: what phi is once its division is under way. Loops begin the next term before they end the
- * last one, for a processor sees no further than a few terms ahead. */
+/* A term w c(s^2) + base: what phi is once its division is done. Loops begin many terms before they end the first one:
+ * the chain of operations from an element to its term is longer than a processor sees ahead, and its registers do not
+ * hold the constants of both halves. */
 struct vd_begun {
-    vd s, p, n, far;
+    vd s2, w, base;
 };
 
-FKL_INLINE vd vd_end(struct vd_begun x)
+/* s (n + p t) + far, with t = s^2 c(s^2). */
+FKL_INLINE struct vd_begun vd_begin_at(vd s, vd p, vd n, vd far)
 {
-    vd s2 = x.s * x.s;
-    return vd_fma(x.s, vd_madd(x.p * s2, vd_atanh_tail(s2), x.n), x.far);
+    vd s2 = s * s;
+    return (struct vd_begun){s2, s * p * s2, vd_fma(s, n, far)};
 }
+
+FKL_INLINE vd vd_end(struct vd_begun x) { return vd_madd(x.w, vd_atanh_tail(x.s2), x.base); }
 
 /* phi(p, q), and phi(p + low, q) with |low| <= ulp(p)/2. */
 FKL_INLINE struct vd_begun vd_begin_phi(vd p, vd q)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = p - q2;
-    return (struct vd_begun){n / (p + q2), p, n, vd_far(p, k, q - q2)};
+    return vd_begin_at(n / (p + q2), p, n, vd_far(p, k, q - q2));
 }
 
 FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = (p - q2) + low;
-    return (struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, low, k, q - q2)};
+    return vd_begin_at(n / (p + q2), p, n, vd_far_shifted(p, low, k, q - q2));
 }
 
 /* phi(p, q) for p and q in [2^-1021, 2^980]; 6.5 ulp. Next to the seam of the octaves (p = 1.5 q) the two brackets have
@@ -114,7 +117,7 @@ FKL_INLINE vd vd_phi_over(vd p, vd q, vd *inverse)
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = p - q2, sum = p + q2, both = vd_set(1.0) / (p * sum);
     *inverse = sum * both;
-    return vd_end((struct vd_begun){n * (p * both), p, n, vd_far(p, k, q - q2)}) * *inverse;
+    return vd_end(vd_begin_at(n * (p * both), p, n, vd_far(p, k, q - q2))) * *inverse;
 }
 
 /* Half of a normal number, exactly, without the multiplier. */
@@ -151,35 +154,21 @@ FKL_INLINE vd vd_phi_near(vd p, vd p_low, vd q, vd q_low, vd n0)
     vd q2, k = vd_octaves(p, q, &q2);
     vd q_low2 = q_low * vd_power_near(k);
     vd n = vd_select(vd_eq(k, vd_set(0.0)), n0, (p - q2) + (p_low - q_low2));
-    return vd_end((struct vd_begun){n / (p + q2), p, n, vd_far_shifted(p, p_low, k, q - q2) + (q_low - q_low2)});
+    return vd_end(vd_begin_at(n / (p + q2), p, n, vd_far_shifted(p, p_low, k, q - q2) + (q_low - q_low2)));
 }
 
 /* phi(p, q + low) for an unevaluated sum with |low| <= ulp(q)/2 and p/q in [2^-1000, 2^1000]; the error of vd_phi, of
  * the exact value for the pair. The rounding of n counts twice, in n and in s: n_low is what it has lost. */
-struct vd_begun_pair {
-    struct vd_begun x;
-    vd n_low;
-};
-
-FKL_INLINE struct vd_begun_pair vd_begin_phi_pair(vd p, vd q, vd low)
+FKL_INLINE struct vd_begun vd_begin_phi_pair(vd p, vd q, vd low)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd low2 = low * vd_power(q, q2), apart = p - q2;
-    vd n = apart - low2, n_low = (apart - n) - low2;
+    vd n = apart - low2, n_low = (apart - n) - low2, s = n / (p + q2);
     /* q - q2 is exact, and the small difference that vd_far() is has room for what low makes of it. */
-    return (struct vd_begun_pair){{n / (p + q2), p, n, vd_far(p, k, q - q2) + (low - low2)}, n_low};
+    vd far = vd_far(p, k, q - q2) + (low - low2);
+    return vd_begin_at(s, p, n, vd_madd(s, n_low + n_low, far));
 }
-FKL_INLINE vd vd_end_pair(struct vd_begun x, vd n_low)
-{
-    vd s2 = x.s * x.s;
-    vd rest = vd_madd(x.s * x.p * s2, vd_atanh_tail(s2), x.far);
-    return vd_fma(x.s, x.n, vd_madd(x.s, n_low + n_low, rest));
-}
-FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low)
-{
-    struct vd_begun_pair pair = vd_begin_phi_pair(p, q, low);
-    return vd_end_pair(pair.x, pair.n_low);
-}
+FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low) { return vd_end(vd_begin_phi_pair(p, q, low)); }
 
 /* k log 2 + 2 atanh(n/sum). */
 FKL_INLINE vd vd_log_at(vd k, vd n, vd sum)
@@ -287,27 +276,29 @@ FKL_INLINE vf vf_octaves(vf p, vf q, vf *scaled)
 }
 
 struct vf_begun {
-    vf s, p, n, far;
+    vf s2, w, base;
 };
 
-FKL_INLINE vf vf_end(struct vf_begun x)
+FKL_INLINE struct vf_begun vf_begin_at(vf s, vf p, vf n, vf far)
 {
-    vf s2 = x.s * x.s;
-    return vf_fma(x.s, vf_madd(x.p * s2, vf_atanh_tail(s2), x.n), x.far);
+    vf s2 = s * s;
+    return (struct vf_begun){s2, s * p * s2, vf_fma(s, n, far)};
 }
+
+FKL_INLINE vf vf_end(struct vf_begun x) { return vf_madd(x.w, vf_atanh_tail(x.s2), x.base); }
 
 FKL_INLINE struct vf_begun vf_begin_phi(vf p, vf q)
 {
     vf q2, k = vf_octaves(p, q, &q2);
     vf n = p - q2;
-    return (struct vf_begun){n / (p + q2), p, n, vf_fma(p, k * vf_set((float)FKL_LN2), q - q2)};
+    return vf_begin_at(n / (p + q2), p, n, vf_fma(p, k * vf_set((float)FKL_LN2), q - q2));
 }
 
 FKL_INLINE struct vf_begun vf_begin_phi_shifted(vf p, vf q, vf low)
 {
     vf q2, k = vf_octaves(p, q, &q2);
     vf n = (p - q2) + low, octaves = k * vf_set((float)FKL_LN2);
-    return (struct vf_begun){n / (p + q2), p, n, vf_madd(low, octaves, vf_fma(p, octaves, q - q2))};
+    return vf_begin_at(n / (p + q2), p, n, vf_madd(low, octaves, vf_fma(p, octaves, q - q2)));
 }
 
 /* phi(p, q) for floats in [2^-125, 2^118]; 5 ulp of float at the seam (see vd_phi), 3 elsewhere. */
