@@ -78,39 +78,39 @@ FKL_INLINE struct exceptions no_exceptions(void)
     return others;
 }
 
-/* The terms of a block, begun: see struct begun. */
+/* What the terms of a block still lack once they are begun, w c(s2) for each division: see struct begun. */
 struct begun_block {
-    double s2[MOST_DIVISIONS][BLOCK], w[MOST_DIVISIONS][BLOCK], base[BLOCK];
+    _Alignas(64) double s2[MOST_DIVISIONS][BLOCK], w[MOST_DIVISIONS][BLOCK];
 };
 
-FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_block *begun, ptrdiff_t i)
+/* The terms of the vector from the i-th element on: their base is added up at once. */
+FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_block *begun, ptrdiff_t i, vd *sum)
 {
     for (int k = 0; k < pass_divisions(pass); k++) {
         vd_store(begun->s2[k] + i, x.s2[k]);
         vd_store(begun->w[k] + i, x.w[k]);
     }
-    vd_store(begun->base + i, x.base);
+    *sum += x.base;
 }
 
-/* The terms of the vector from the i-th element on. */
-FKL_INLINE vd end(const enum pass pass, const struct begun_block *begun, ptrdiff_t i)
+FKL_INLINE vd end(const enum pass pass, const struct begun_block *begun, ptrdiff_t i, vd sum)
 {
-    vd sum = vd_load(begun->base + i);
     for (int k = 0; k < pass_divisions(pass); k++)
         sum = vd_end((struct vd_begun){vd_load(begun->s2[k] + i), vd_load(begun->w[k] + i), sum});
     return sum;
 }
 
-/* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. Their
- * terms are begun, or added to `run` like the elements themselves. */
-FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
-                            const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
-                            struct exceptions *others, struct begun_block *begun)
+/* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. They and
+ * their terms, begun if the pass begins them, are added to `run`. aside: take out the pairs that hold a 0 or a special
+ * element first; else *least tells whether that should have been done. */
+FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int aside, const int vectors,
+                            ptrdiff_t i, ptrdiff_t n, const char *p, const char *q, const struct vcontext *c,
+                            vd run[SUMS][PARTS], vd *least, struct exceptions *others, struct begun_block *begun)
 {
     const ptrdiff_t stride = VD * type_size(type);
     p += i * type_size(type);
     q += i * type_size(type);
-    vd x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
+    vd x[MOST_VECTORS], y[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         ptrdiff_t part = part_length(n, j * VD, VD);
@@ -119,60 +119,63 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
     }
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
-        vd a[SUMS];
+        vd a[SUMS], low = vd_set(0.0);
         take(run, j % PARTS, a);
         add_elements(pass, x[j], y[j], a);
-        give(run, j % PARTS, a);
-        low[j] = vd_set(0.0);
         if (pass_scales(pass))
-            y[j] = scaled(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
-        if (pass_wants_positive(pass) && n >= 0) {
-            x[j] = ones_behind(x[j], part_length(n, j * VD, VD));
-            y[j] = ones_behind(y[j], part_length(n, j * VD, VD));
-        }
-    }
-    if (pass_wants_positive(pass)) {
-        /* Lanes of several vectors may be of several rows. Of two numbers vd_min() takes the second if one of them is
-         * NaN: a NaN in `least` stays and is not >= SMALLEST, another one leaves `least` as it is. */
-        vd least = vd_min(x[0], y[0]);
-        FKL_UNROLL
-        for (int j = 1; j < vectors; j++)
-            least = vd_min(vd_min(x[j], y[j]), least);
-        if (!FKL_LIKELY(md_all(vd_le(vd_set(SMALLEST), least)))) {
-            FKL_UNROLL
-            for (int j = 0; j < vectors; j++) {
-                vd term = vd_set(0.0);
-                set_aside(pass, &x[j], &y[j], &low[j], &term, &others->special[j % PARTS]);
-                if (pass_begins(pass)) {
-                    struct begun rest = begin(pass, x[j], y[j], low[j]);
-                    rest.base += term;
-                    keep(pass, rest, begun, i + j * VD);
-                }
+            y[j] = scaled(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low);
+        if (pass_wants_positive(pass)) {
+            if (n >= 0) {
+                x[j] = ones_behind(x[j], part_length(n, j * VD, VD));
+                y[j] = ones_behind(y[j], part_length(n, j * VD, VD));
             }
-            return;
+            /* Of two numbers vd_min() takes the second if one of them is NaN: a NaN in *least stays and is not >=
+             * SMALLEST, another one leaves *least as it is. */
+            if (aside)
+                set_aside(pass, &x[j], &y[j], &low, &a[0], &others->special[j % PARTS]);
+            else
+                *least = vd_min(vd_min(x[j], y[j]), *least);
         }
+        if (pass_begins(pass))
+            keep(pass, begin(pass, x[j], y[j], low), begun, i + j * VD, &a[0]);
+        else
+            element(pass, x[j], y[j], low, c, j % PARTS, a);
+        give(run, j % PARTS, a);
     }
-    FKL_UNROLL
-    for (int j = 0; j < vectors; j++) {
-        if (pass_begins(pass)) {
-            keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD);
-        } else {
-            vd a[SUMS];
-            take(run, j % PARTS, a);
-            element(pass, x[j], y[j], low[j], c, j % PARTS, a);
-            give(run, j % PARTS, a);
+}
+
+/* Elements [i, end) of a block, at most one run: are they the positive normal numbers that this was done for, if they
+ * were not set aside? */
+FKL_INLINE int run_double(const enum pass pass, const enum fkl_type type, const int aside, ptrdiff_t i, ptrdiff_t end,
+                          const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
+                          struct exceptions *others, struct begun_block *begun)
+{
+    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
+    vd least = vd_set(1.0);
+    for (; i + most <= end; i += most) {
+        for (ptrdiff_t line = 0; line < most * size; line += 64) {
+            fkl_prefetch(p, i * size + line + c->ahead);
+            fkl_prefetch(q, i * size + line + c->ahead);
         }
+        step_double(pass, type, aside, MOST_VECTORS, i, -1, p, q, c, run, &least, others, begun);
     }
+    if (most > LANES && i + LANES <= end) {
+        step_double(pass, type, aside, PARTS, i, -1, p, q, c, run, &least, others, begun);
+        i += LANES;
+    }
+    if (i < end)
+        step_double(pass, type, aside, PARTS, i, end - i, p, q, c, run, &least, others, begun);
+    return !pass_wants_positive(pass) || aside || md_all(vd_le(vd_set(SMALLEST), least));
 }
 
 #if FKL_FLOAT_KERNELS
 /* Terms of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double; elements in
- * double at once, but for those of q that are narrower than floats: their sum enters squared. Of longer runs the
- * roundings tell where they all go one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of KL. */
+ * double at once. Of longer runs the roundings tell where they all go one way, as behind the peak of a smoothed label:
+ * four steps made 5.4 ulp of KL. */
 #define FLOAT_RUN 2
 
 struct begun_float_block {
-    float s2[MOST_DIVISIONS][BLOCK], w[MOST_DIVISIONS][BLOCK], base[BLOCK];
+    _Alignas(64) float s2[MOST_DIVISIONS][BLOCK], w[MOST_DIVISIONS][BLOCK], base[BLOCK];
 };
 
 FKL_INLINE void keep_float(const enum pass pass, struct begun_float x, struct begun_float_block *begun, ptrdiff_t i)
@@ -205,14 +208,16 @@ FKL_INLINE void add_elements_float(const enum fkl_type type, ptrdiff_t n, const 
     }
 }
 
-FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
-                           const char *p, const char *q, const struct fcontext *c, vd p_sum[PARTS], vd q_sum[PARTS],
-                           struct exceptions *others, struct begun_float_block *begun)
+/* step_double() in float; its terms are added up when they are ended. */
+FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int aside, const int vectors,
+                           ptrdiff_t i, ptrdiff_t n, const char *p, const char *q, const struct fcontext *c,
+                           vd p_sum[PARTS], vd q_sum[PARTS], vf *least, struct exceptions *others,
+                           struct begun_float_block *begun)
 {
     const ptrdiff_t stride = VF * type_size(type);
     p += i * type_size(type);
     q += i * type_size(type);
-    vf x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
+    vf x[MOST_VECTORS], y[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         ptrdiff_t part = part_length(n, j * VF, VF);
@@ -221,67 +226,78 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     }
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
+        vf low = vf_set(0.0f), term = vf_set(0.0f);
         if (pass != PASS_JS_HALF) {
             add_elements_float(type, n, p + j * stride, j, x[j], p_sum);
             add_elements_float(type, n, q + j * stride, j, y[j], q_sum);
         }
-        low[j] = vf_set(0.0f);
         if (pass_scales(pass))
-            y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
+            y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low);
         if (n >= 0) {
             x[j] = float_ones_behind(x[j], part_length(n, j * VF, VF));
             y[j] = float_ones_behind(y[j], part_length(n, j * VF, VF));
         }
-    }
-    vf least = vf_min(x[0], y[0]);
-    FKL_UNROLL
-    for (int j = 1; j < vectors; j++)
-        least = vf_min(vf_min(x[j], y[j]), least);
-    if (!FKL_LIKELY(mf_all(vf_le(vf_set(SMALLEST_FLOAT), least)))) {
-        FKL_UNROLL
-        for (int j = 0; j < vectors; j++) {
-            vf term = vf_set(0.0f);
+        if (aside) {
             vw bits = (vw)others->special[j % PARTS];
-            set_aside_float(pass, &x[j], &y[j], &low[j], &term, &bits);
+            set_aside_float(pass, &x[j], &y[j], &low, &term, &bits);
             others->special[j % PARTS] = (vi)bits;
-            if (pass != PASS_SUMS) {
-                struct begun_float rest = begin_float(pass, x[j], y[j], low[j]);
-                rest.base += term;
-                keep_float(pass, rest, begun, i + j * VF);
-            }
+        } else {
+            *least = vf_min(vf_min(x[j], y[j]), *least);
         }
-        return;
+        if (pass != PASS_SUMS) {
+            struct begun_float begins = begin_float(pass, x[j], y[j], low);
+            if (aside)
+                begins.base += term;
+            keep_float(pass, begins, begun, i + j * VF);
+        }
     }
-    FKL_UNROLL
-    for (int j = 0; j < vectors; j++)
-        if (pass != PASS_SUMS)
-            keep_float(pass, begin_float(pass, x[j], y[j], low[j]), begun, i + j * VF);
+}
+
+/* A block in float: as run_double(). */
+FKL_INLINE int run_float(const enum pass pass, const enum fkl_type type, const int aside, ptrdiff_t n, const char *p,
+                         const char *q, const struct fcontext *c, ptrdiff_t ahead, vd p_sum[PARTS], vd q_sum[PARTS],
+                         struct exceptions *others, struct begun_float_block *begun)
+{
+    const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
+    vf least = vf_set(1.0f);
+    ptrdiff_t i = 0;
+    for (int j = 0; j < PARTS; j++)
+        p_sum[j] = q_sum[j] = vd_set(0.0);
+    for (; i + most <= n; i += most) {
+        for (ptrdiff_t line = 0; line < most * size; line += 64) {
+            fkl_prefetch(p, i * size + line + ahead);
+            fkl_prefetch(q, i * size + line + ahead);
+        }
+        step_float(pass, type, aside, MOST_VECTORS, i, -1, p, q, c, p_sum, q_sum, &least, others, begun);
+    }
+    if (most > step && i + step <= n) {
+        step_float(pass, type, aside, PARTS, i, -1, p, q, c, p_sum, q_sum, &least, others, begun);
+        i += step;
+    }
+    if (i < n)
+        step_float(pass, type, aside, PARTS, i, n - i, p, q, c, p_sum, q_sum, &least, others, begun);
+    return aside || mf_all(vf_le(vf_set(SMALLEST_FLOAT), least));
 }
 
 FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
                                 ptrdiff_t n, const struct fcontext *c, ptrdiff_t ahead, vd acc[SUMS][PARTS],
                                 struct exceptions *others)
 {
-    const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
+    const ptrdiff_t step = 2 * LANES;
     const int first = pass == PASS_SUMS ? 0 : 1; /* of the sums of elements */
     struct begun_float_block begun;
-    ptrdiff_t i = 0;
-    for (; i + most <= n; i += most) {
-        for (ptrdiff_t line = 0; line < most * size; line += 64) {
-            fkl_prefetch(p, i * size + line + ahead);
-            fkl_prefetch(q, i * size + line + ahead);
+    vd p_sum[PARTS], q_sum[PARTS];
+    if (!FKL_LIKELY(run_float(pass, type, 0, n, p, q, c, ahead, p_sum, q_sum, others, &begun)))
+        run_float(pass, type, 1, n, p, q, c, ahead, p_sum, q_sum, others, &begun);
+    if (pass != PASS_JS_HALF) {
+        for (int j = 0; j < PARTS; j++) {
+            acc[first][j] = p_sum[j];
+            acc[first + 1][j] = q_sum[j];
         }
-        step_float(pass, type, MOST_VECTORS, i, -1, p, q, c, acc[first], acc[first + 1], others, &begun);
     }
-    if (most > step && i + step <= n) {
-        step_float(pass, type, PARTS, i, -1, p, q, c, acc[first], acc[first + 1], others, &begun);
-        i += step;
-    }
-    if (i < n)
-        step_float(pass, type, PARTS, i, n - i, p, q, c, acc[first], acc[first + 1], others, &begun);
     if (pass == PASS_SUMS)
         return;
-    for (i = 0; i < n; i += FLOAT_RUN * step) {
+    for (ptrdiff_t i = 0; i < n; i += FLOAT_RUN * step) {
         FKL_UNROLL
         for (int j = 0; j < PARTS; j++) {
             vf terms = end_float(pass, &begun, i + j * VF);
@@ -356,6 +372,14 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcon
 }
 #endif
 
+/* A run's plain sums begin with 0, the others go on from those of the block. */
+FKL_INLINE void start_run(const int plain, vd acc[SUMS][PARTS], vd run[SUMS][PARTS])
+{
+    for (int k = 0; k < SUMS; k++)
+        for (int j = 0; j < PARTS; j++)
+            run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
+}
+
 /* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
  * of special elements added to others. */
 FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
@@ -371,30 +395,17 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
         return;
     }
 #endif
-    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
     const int plain = pass_plain_sums(pass);
     struct begun_block begun;
     for (ptrdiff_t first = 0; first < n; first += RUN * LANES) {
         const ptrdiff_t end_of_run = n - first < RUN * LANES ? n : first + RUN * LANES;
-        ptrdiff_t i = first;
         vd run[SUMS][PARTS];
+        start_run(plain, acc, run);
+        if (!FKL_LIKELY(run_double(pass, type, 0, first, end_of_run, p, q, c, run, others, &begun))) {
+            start_run(plain, acc, run);
+            run_double(pass, type, 1, first, end_of_run, p, q, c, run, others, &begun);
+        }
         for (int k = 0; k < SUMS; k++)
-            for (int j = 0; j < PARTS; j++)
-                run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
-        for (; i + most <= end_of_run; i += most) {
-            for (ptrdiff_t line = 0; line < most * size; line += 64) {
-                fkl_prefetch(p, i * size + line + c->ahead);
-                fkl_prefetch(q, i * size + line + c->ahead);
-            }
-            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, &begun);
-        }
-        if (most > LANES && i + LANES <= end_of_run) {
-            step_double(pass, type, PARTS, i, -1, p, q, c, run, others, &begun);
-            i += LANES;
-        }
-        if (i < end_of_run)
-            step_double(pass, type, PARTS, i, end_of_run - i, p, q, c, run, others, &begun);
-        for (int k = pass_begins(pass) ? 1 : 0; k < SUMS; k++)
             for (int j = 0; j < PARTS; j++)
                 acc[k][j] = k < plain ? acc[k][j] + run[k][j] : run[k][j];
     }
@@ -407,7 +418,7 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
             for (ptrdiff_t i = first; i < end_of_run; i += LANES) {
                 FKL_UNROLL
                 for (int j = 0; j < PARTS; j++)
-                    run[j] += end(pass, &begun, i + j * VD);
+                    run[j] = end(pass, &begun, i + j * VD, run[j]);
             }
             for (int j = 0; j < PARTS; j++)
                 acc[0][j] += run[j];

@@ -141,7 +141,7 @@ FKL_INLINE int pass_begins(const enum pass pass)
 #define MOST_DIVISIONS 2
 FKL_INLINE int pass_divisions(const enum pass pass) { return pass == PASS_JS_HALF ? 2 : 1; }
 
-/* w c(s2) of each division, and the rest of the term. */
+/* A term: base + w c(s2) of each division. */
 struct begun {
     vd s2[MOST_DIVISIONS], w[MOST_DIVISIONS], base;
 };

@@ -76,9 +76,9 @@ FKL_INLINE vd vd_far_shifted(vd p, vd low, vd k, vd difference)
     return vd_madd(low, octaves, vd_fma(p, octaves, difference));
 }
 
-/* A term w c(s^2) + base: what phi is once its division is done. Loops begin many terms before they end the first one:
- * the chain of operations from an element to its term is longer than a processor sees ahead, and its registers do not
- * hold the constants of both halves. */
+/* A term base + w c(s^2): what phi is once its division is done. base >= 0 is within 10 % of it. Loops begin many terms
+ * before they end the first one: the chain of operations from an element to its term is longer than a processor sees
+ * ahead, and its registers do not hold the constants of both halves. */
 struct vd_begun {
     vd s2, w, base;
 };
