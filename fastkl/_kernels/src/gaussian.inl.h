@@ -11,27 +11,39 @@
 
 #include <float.h>
 
-/* Scales in [1/limit, limit] leave every product here far from the ends of the range; with standard deviations squares
- * are taken. Of what an exponential is taken of the limit is a bound. */
-FKL_INLINE double gaussian_limit(const enum fkl_scale scale)
+/* Variances in [2^-256, 2^256) and standard deviations in [2^-128, 2^128) leave every product here far from the ends of
+ * the range. Less the bits of the lower bound, those of a number within have no bit of the mask; a number below, 0 and
+ * negative numbers, infinity and NaN have one. */
+FKL_INLINE uint64_t gaussian_lowest(const enum fkl_scale scale)
 {
-    return scale == FKL_VAR ? 0x1p450 : scale == FKL_STD ? 0x1p225 : 600.0;
+    return (uint64_t)(scale == FKL_VAR ? 1023 - 256 : 1023 - 128) << 52;
+}
+FKL_INLINE uint64_t gaussian_outside(const enum fkl_scale scale)
+{
+    return ~((scale == FKL_VAR ? UINT64_C(1) << 61 : UINT64_C(1) << 60) - 1);
 }
 
-#define FLOAT_LIMIT 80.0f /* the same of logarithms in float arithmetic: see vf_excess() */
+/* Bounds of what exponentials are taken of; in float arithmetic see vf_excess(). */
+#define LOGARITHM_LIMIT 600.0
+#define FLOAT_LIMIT 80.0f
 
-/* The smallest and the largest of the numbers that must stay within the limit. NaN in them is NaN in the terms. */
+/* What tells whether all numbers of a row were within these bounds: of scales all bits (see above), of logarithms the
+ * largest without their signs. A NaN there is one in the terms. */
 struct extent {
-    vd least[PARTS], most[PARTS];
+    vi bits[PARTS];
+    vd largest[PARTS];
 #if FKL_FLOAT_KERNELS
-    vf largest[PARTS]; /* the same in float arithmetic: of logarithms without their signs */
+    vf largest_float[PARTS];
 #endif
 };
 
-FKL_INLINE void extend(struct extent *extent, const int part, vd x)
+FKL_INLINE void extend_scale(const enum fkl_scale scale, struct extent *extent, const int part, vd x)
 {
-    extent->least[part] = vd_min(x, extent->least[part]);
-    extent->most[part] = vd_max(x, extent->most[part]);
+    extent->bits[part] |= vd_bits(x) - vi_set(gaussian_lowest(scale));
+}
+FKL_INLINE void extend_logarithm(struct extent *extent, const int part, vd x)
+{
+    extent->largest[part] = vd_max(vd_abs(x), extent->largest[part]);
 }
 
 /* Twice the divergence between two numbers' Gaussians: means m and mq, scales s and sq. Without a prior these are 0 and
@@ -41,40 +53,49 @@ FKL_INLINE void extend(struct extent *extent, const int part, vd x)
  *     std      (d/sq)^2 + ((s - sq)/sq)^2 + 2 phi(sq, s)/sq             r - 1 - log r for r = x^2
  *     logvar   d^2 e^-lq + E(lp - lq)                                   E(x) = e^x - 1 - x
  */
-FKL_INLINE vd gaussian_term(const enum fkl_scale scale, const int prior, vd m, vd s, vd mq, vd sq,
-                            struct extent *extent, const int part)
+FKL_INLINE struct vd_begun gaussian_term(const enum fkl_scale scale, const int prior, vd m, vd s, vd mq, vd sq,
+                                         struct extent *extent, const int part)
 {
-    const vd one = vd_set(1.0);
+    const vd one = vd_set(1.0), zero = vd_set(0.0);
     vd d = prior ? m - mq : m;
     if (scale == FKL_LOGVAR) {
         if (!prior) {
             vd exponential;
-            extend(extent, part, s);
-            return vd_madd(d, d, vd_exp_excess(s, &exponential));
+            extend_logarithm(extent, part, s);
+            return (struct vd_begun){zero, zero, vd_madd(d, d, vd_exp_excess(s, &exponential))};
         }
         vd x, low, ratio, root, half = vd_set(-0.5) * sq;
         vd_two_sum(s, -sq, &x, &low); /* e^x makes much of an error of x */
-        extend(extent, part, x);
-        extend(extent, part, half);
+        extend_logarithm(extent, part, x);
+        extend_logarithm(extent, part, half);
         vd_exp_excess(half, &root);
         vd y = d * root, excess = vd_exp_excess(x, &ratio);
-        return vd_madd(y, y, vd_madd(ratio - one, low, excess));
+        return (struct vd_begun){zero, zero, vd_madd(y, y, vd_madd(ratio - one, low, excess))};
     }
-    extend(extent, part, s);
+    extend_scale(scale, extent, part, s);
     if (prior)
-        extend(extent, part, sq);
-    vd inverse = one, phi, y = d;
+        extend_scale(scale, extent, part, sq);
+    vd inverse = one, y = d;
+    struct vd_begun phi;
     if (prior) {
-        phi = vd_phi_over(sq, s, &inverse);
+        phi = vd_begin_phi_over(sq, s, &inverse);
         y = d * inverse;
     } else {
-        phi = vd_phi(one, s);
+        phi = vd_begin_phi(one, s);
     }
     if (scale == FKL_VAR)
-        return vd_madd(d, y, phi);
+        return (struct vd_begun){phi.s2, phi.w, vd_madd(d, y, phi.base)};
     vd x = prior ? (s - sq) * inverse : s - one;
-    return vd_madd(y, y, vd_madd(x, x, phi + phi));
+    return (struct vd_begun){phi.s2, phi.w + phi.w, vd_madd(y, y, vd_madd(x, x, phi.base + phi.base))};
 }
+
+/* Is there more to a term than its base? */
+FKL_INLINE int gaussian_begins(const enum fkl_scale scale) { return scale != FKL_LOGVAR; }
+
+/* What the terms of a block still lack once they are begun: w c(s2). */
+struct gaussian_begun {
+    _Alignas(64) double s2[BLOCK], w[BLOCK];
+};
 
 /* What has been summed of a row: blocks of elements, added up with TwoSum, as in the discrete family. */
 struct gaussian_sums {
@@ -82,21 +103,22 @@ struct gaussian_sums {
     struct extent extent;
 };
 
-FKL_INLINE void start_gaussian(const enum fkl_scale scale, struct gaussian_sums *sums)
+FKL_INLINE void start_gaussian(struct gaussian_sums *sums)
 {
     for (int j = 0; j < PARTS; j++) {
-        sums->high[j] = sums->low[j] = vd_set(0.0);
-        sums->extent.least[j] = sums->extent.most[j] = vd_set(scale == FKL_LOGVAR ? 0.0 : 1.0);
+        sums->high[j] = sums->low[j] = sums->extent.largest[j] = vd_set(0.0);
+        sums->extent.bits[j] = vi_set(0);
 #if FKL_FLOAT_KERNELS
-        sums->extent.largest[j] = vf_set(0.0f);
+        sums->extent.largest_float[j] = vf_set(0.0f);
 #endif
     }
 }
 
-/* LANES elements from the i-th at `at` on, or the last n < LANES of a row where n >= 0, added to run. */
+/* LANES elements from the i-th at `at` on, or the last n < LANES of a row where n >= 0: their terms are begun, and their
+ * bases added to run. `first` is the block's first element. */
 FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const enum fkl_type type,
-                              const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i, ptrdiff_t n, ptrdiff_t ahead,
-                              vd run[PARTS], struct extent *extent)
+                              const char *const at[FKL_MOST_OPERANDS], ptrdiff_t first, ptrdiff_t i, ptrdiff_t n,
+                              ptrdiff_t ahead, vd run[PARTS], struct extent *extent, struct gaussian_begun *begun)
 {
     const ptrdiff_t size = type_size(type);
     const int operands = prior ? 4 : 2;
@@ -106,14 +128,20 @@ FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const
     FKL_UNROLL
     for (int j = 0; j < PARTS; j++) {
         vd x[FKL_MOST_OPERANDS];
-        const ptrdiff_t part = part_length(n, j * VD, VD), first = (n < 0 || part ? i + j * VD : i) * size;
+        const ptrdiff_t part = part_length(n, j * VD, VD), offset = (n < 0 || part ? i + j * VD : i) * size;
         FKL_UNROLL
         for (int k = 0; k < operands; k++) {
-            x[k] = n < 0 ? load(type, at[k] + first) : load_part(type, at[k] + first, part);
+            x[k] = n < 0 ? load(type, at[k] + offset) : load_part(type, at[k] + offset, part);
             if (n >= 0 && scale != FKL_LOGVAR && k % 2 == 1) /* ones' terms are 0, and zero logarithms' */
                 x[k] = ones_behind(x[k], part);
         }
-        run[j] += gaussian_term(scale, prior, x[0], x[1], prior ? x[2] : x[0], prior ? x[3] : x[1], extent, j);
+        const struct vd_begun term = gaussian_term(scale, prior, x[0], x[1], prior ? x[2] : x[0], prior ? x[3] : x[1],
+                                                   extent, j);
+        run[j] += term.base;
+        if (gaussian_begins(scale)) {
+            vd_store(begun->s2 + (i - first) + j * VD, term.s2);
+            vd_store(begun->w + (i - first) + j * VD, term.w);
+        }
     }
 }
 
@@ -130,7 +158,7 @@ FKL_INLINE void gaussian_step_float(const char *const at[FKL_MOST_OPERANDS], ptr
         const ptrdiff_t part = part_length(n, j * VF, VF), first = (n < 0 || part ? i + j * VF : i) * 4;
         vf m = n < 0 ? vf_load(at[0] + first) : load_float_part(FKL_F32, at[0] + first, part);
         vf l = n < 0 ? vf_load(at[1] + first) : load_float_part(FKL_F32, at[1] + first, part);
-        extent->largest[j] = vf_max(vf_abs(l), extent->largest[j]);
+        extent->largest_float[j] = vf_max(vf_abs(l), extent->largest_float[j]);
         run[j] += vf_madd(m, m, vf_excess(l));
     }
 }
@@ -145,8 +173,8 @@ FKL_INLINE int gaussian_in_float(const enum fkl_scale scale, const int prior, co
 /* The elements [i, end), a run, whose sum is added to that of the block, acc: floats' terms are added up in float, and
  * then in double. */
 FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, const enum fkl_type type,
-                                 const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i, ptrdiff_t end, ptrdiff_t ahead,
-                                 vd acc[PARTS], struct extent *extent)
+                                 const char *const at[FKL_MOST_OPERANDS], ptrdiff_t first, ptrdiff_t i, ptrdiff_t end,
+                                 ptrdiff_t ahead, vd acc[PARTS], struct extent *extent, struct gaussian_begun *begun)
 {
 #if FKL_FLOAT_KERNELS
     if (gaussian_in_float(scale, prior, type)) {
@@ -168,9 +196,9 @@ FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, co
     for (int j = 0; j < PARTS; j++)
         run[j] = vd_set(0.0);
     for (; i + LANES <= end; i += LANES)
-        gaussian_step(scale, prior, type, at, i, -1, ahead, run, extent);
+        gaussian_step(scale, prior, type, at, first, i, -1, ahead, run, extent, begun);
     if (i < end)
-        gaussian_step(scale, prior, type, at, i, end - i, ahead, run, extent);
+        gaussian_step(scale, prior, type, at, first, i, end - i, ahead, run, extent, begun);
     for (int j = 0; j < PARTS; j++)
         acc[j] += run[j];
 }
@@ -181,15 +209,30 @@ FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const 
                              const char *const at[FKL_MOST_OPERANDS], ptrdiff_t n, ptrdiff_t ahead,
                              struct gaussian_sums *sums)
 {
-    const ptrdiff_t run = RUN * (gaussian_in_float(scale, prior, type) ? 2 * LANES : LANES);
+    const ptrdiff_t run = RUN * LANES;
     struct extent extent = sums->extent; /* in registers */
+    struct gaussian_begun begun;
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
         const ptrdiff_t end = n - start < BLOCK ? n : start + BLOCK;
         vd acc[PARTS];
         for (int j = 0; j < PARTS; j++)
             acc[j] = vd_set(0.0);
         for (ptrdiff_t i = start; i < end; i += run)
-            add_gaussian_run(scale, prior, type, at, i, end - i < run ? end : i + run, ahead, acc, &extent);
+            add_gaussian_run(scale, prior, type, at, start, i, end - i < run ? end : i + run, ahead, acc, &extent, &begun);
+        for (ptrdiff_t i = 0; gaussian_begins(scale) && i < end - start; i += run) {
+            const ptrdiff_t most = end - start - i < run ? end - start : i + run;
+            vd rest[PARTS];
+            for (int j = 0; j < PARTS; j++)
+                rest[j] = vd_set(0.0);
+            for (ptrdiff_t at_step = i; at_step < most; at_step += LANES) {
+                FKL_UNROLL
+                for (int j = 0; j < PARTS; j++)
+                    rest[j] = vd_end((struct vd_begun){vd_load(begun.s2 + at_step + j * VD),
+                                                       vd_load(begun.w + at_step + j * VD), rest[j]});
+            }
+            for (int j = 0; j < PARTS; j++)
+                acc[j] += rest[j];
+        }
         for (int j = 0; j < PARTS; j++) {
             vd lost;
             vd_two_sum(sums->high[j], acc[j], &sums->high[j], &lost);
@@ -199,40 +242,50 @@ FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const 
     sums->extent = extent;
 }
 
-/* Are all lanes' numbers within the limit? A bit for each lane. */
+/* Were all numbers within the bounds? A bit for each lane. */
 FKL_INLINE unsigned within(const enum fkl_scale scale, const int in_float, const struct extent *extent)
 {
-    const double limit = gaussian_limit(scale);
-    const vd least = vd_set(scale == FKL_LOGVAR ? -limit : 1.0 / limit), most = vd_set(limit);
     unsigned lanes = 0;
 #if FKL_FLOAT_KERNELS
     if (in_float) {
         float largest[2 * LANES];
         for (int j = 0; j < PARTS; j++)
-            vf_store(largest + j * VF, extent->largest[j]);
+            vf_store(largest + j * VF, extent->largest_float[j]);
         for (int i = 0; i < LANES; i++)
             lanes |= (unsigned)(largest[i] <= FLOAT_LIMIT && largest[i + LANES] <= FLOAT_LIMIT) << i;
         return lanes;
     }
 #endif
     (void)in_float;
-    for (int j = 0; j < PARTS; j++)
-        lanes |= md_lanes(md_and(vd_le(least, extent->least[j]), vd_le(extent->most[j], most))) << j * VD;
+    if (scale == FKL_LOGVAR) {
+        for (int j = 0; j < PARTS; j++)
+            lanes |= md_lanes(vd_le(extent->largest[j], vd_set(LOGARITHM_LIMIT))) << j * VD;
+        return lanes;
+    }
+    uint64_t bits[LANES];
+    memcpy(bits, extent->bits, sizeof bits);
+    for (int i = 0; i < LANES; i++)
+        lanes |= (unsigned)((bits[i] & gaussian_outside(scale)) == 0) << i;
     return lanes;
 }
 
-/* Are they in all lanes? */
+/* Were they in all lanes? */
 FKL_INLINE int all_within(const enum fkl_scale scale, const int in_float, const struct extent *extent)
 {
 #if FKL_FLOAT_KERNELS
     if (in_float) {
-        vf largest = extent->largest[0];
+        vf largest = extent->largest_float[0];
         for (int j = 1; j < PARTS; j++)
-            largest = vf_max(largest, extent->largest[j]);
+            largest = vf_max(largest, extent->largest_float[j]);
         return mf_all(vf_le(largest, vf_set(FLOAT_LIMIT)));
     }
 #endif
-    return within(scale, in_float, extent) == (1u << LANES) - 1u;
+    if (scale == FKL_LOGVAR)
+        return within(scale, in_float, extent) == (1u << LANES) - 1u;
+    vi bits = extent->bits[0];
+    for (int j = 1; j < PARTS; j++)
+        bits |= extent->bits[j];
+    return !vi_any(bits & vi_set(gaussian_outside(scale)));
 }
 
 /* Is a result finite, and in float arithmetic far from where squares over- and underflow? NaN is not. */
@@ -275,7 +328,7 @@ FKL_INLINE uint64_t gaussian_across(const enum fkl_scale scale, const int prior,
         for (int k = 0; k < n_operands; k++)
             at[k] = columns[k] + i * length * size;
         struct gaussian_sums sum; /* at most 16 elements a lane: one block */
-        start_gaussian(scale, &sum);
+        start_gaussian(&sum);
         add_gaussian(scale, prior, type, at, LANES * length, 0, &sum);
         good |= (uint64_t)within(scale, in_float, &sum.extent) << i;
         double lanes[LANES];
@@ -316,7 +369,7 @@ FKL_INLINE uint64_t gaussian_along(const enum fkl_scale scale, const int prior, 
             }
             struct gaussian_sums sum; /* in registers, for most rows are of one chunk */
             if (start == 0)
-                start_gaussian(scale, &sum);
+                start_gaussian(&sum);
             else
                 sum = sums[i];
             add_gaussian(scale, prior, type, at, n, AHEAD, &sum);

@@ -112,13 +112,15 @@ FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
 FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
 
 /* phi(p, q)/p and 1/p with one division for the two, for p and q in [2^-450, 2^450]; 9 ulp. */
-FKL_INLINE vd vd_phi_over(vd p, vd q, vd *inverse)
+FKL_INLINE struct vd_begun vd_begin_phi_over(vd p, vd q, vd *inverse)
 {
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = p - q2, sum = p + q2, both = vd_set(1.0) / (p * sum);
     *inverse = sum * both;
-    return vd_end(vd_begin_at(n * (p * both), p, n, vd_far(p, k, q - q2))) * *inverse;
+    struct vd_begun x = vd_begin_at(n * (p * both), p, n, vd_far(p, k, q - q2));
+    return (struct vd_begun){x.s2, x.w * *inverse, x.base * *inverse};
 }
+FKL_INLINE vd vd_phi_over(vd p, vd q, vd *inverse) { return vd_end(vd_begin_phi_over(p, q, inverse)); }
 
 /* Half of a normal number, exactly, without the multiplier. */
 FKL_INLINE vd vd_half(vd x) { return vi_double(vd_bits(x) - vi_set(UINT64_C(1) << 52)); }
@@ -221,20 +223,18 @@ FKL_INLINE vd vd_less_octaves(vd x, vd k)
 #define FKL_MAGIC (6755399441055744.0 + 1023.0)
 #define FKL_MAGIC_FLOAT (12582912.0f + 127.0f)
 
-/* (e^r - 1 - r)/r^2; absolute error 2.5e-18 for |r| <= 0.347, and 1.4e-17 up to 0.36. */
+/* (e^r - 1 - r)/r^2; absolute error 2.5e-18 for |r| <= 0.347, and 1.4e-17 up to 0.36. Evaluated in pairs (Estrin): a
+ * loop waits for it, and Horner's rule is a chain of ten. */
 FKL_INLINE vd vd_excess_tail(vd r)
 {
-    vd c = vd_set(0x1.1f8ba9a5630f0p-29);
-    c = vd_madd(c, r, vd_set(0x1.af4e71797f15cp-26));
-    c = vd_madd(c, r, vd_set(0x1.27e4cc969b5bap-22));
-    c = vd_madd(c, r, vd_set(0x1.71de01f0202f7p-19));
-    c = vd_madd(c, r, vd_set(0x1.a01a01ad11c33p-16));
-    c = vd_madd(c, r, vd_set(0x1.a01a01abfcacdp-13));
-    c = vd_madd(c, r, vd_set(0x1.6c16c16c151bep-10));
-    c = vd_madd(c, r, vd_set(0x1.11111111100b6p-7));
-    c = vd_madd(c, r, vd_set(0x1.5555555555558p-5));
-    c = vd_madd(c, r, vd_set(0x1.5555555555557p-3));
-    return vd_madd(c, r, vd_set(0.5));
+    const vd r2 = r * r, r4 = r2 * r2;
+    vd a = vd_madd(vd_set(0x1.5555555555557p-3), r, vd_set(0.5));
+    vd b = vd_madd(vd_set(0x1.11111111100b6p-7), r, vd_set(0x1.5555555555558p-5));
+    vd c = vd_madd(vd_set(0x1.a01a01abfcacdp-13), r, vd_set(0x1.6c16c16c151bep-10));
+    vd d = vd_madd(vd_set(0x1.71de01f0202f7p-19), r, vd_set(0x1.a01a01ad11c33p-16));
+    vd e = vd_madd(vd_set(0x1.af4e71797f15cp-26), r, vd_set(0x1.27e4cc969b5bap-22));
+    e = vd_madd(vd_set(0x1.1f8ba9a5630f0p-29), r2, e);
+    return vd_madd(vd_madd(e, r4, vd_madd(d, r2, c)), r4, vd_madd(b, r2, a));
 }
 
 /* 2^k e^r, given 2^k; 1.5 ulp. */
