@@ -11,8 +11,15 @@
 
 /* ---- the state of a row ---------------------------------------------------------------------------------------- */
 
-/* What is summed of the rows. PAIRS has a second look at each element's two probabilities to follow. */
-enum look { LOOK_KL, LOOK_PAIRS, LOOK_ENTROPY, LOOK_CROSS, LOOK_TOP };
+/* What is summed of the rows. PAIRS has a second look at each element's two probabilities to follow, and so has JS, whose
+ * weight is 1/2: what halves and floats are worked on in float arithmetic for. */
+enum look { LOOK_KL, LOOK_PAIRS, LOOK_JS, LOOK_ENTROPY, LOOK_CROSS, LOOK_TOP };
+
+FKL_INLINE int look_in_float(const enum look look, const enum fkl_type type)
+{
+    return (look == LOOK_KL || look == LOOK_JS) && logits_in_float(type);
+}
+FKL_INLINE int look_at_sums(const enum look look) { return look == LOOK_KL || look == LOOK_PAIRS || look == LOOK_JS; }
 
 struct row_state {
     union {
@@ -27,7 +34,7 @@ FKL_INLINE void open_state(const enum look look, struct row_state *row, double t
     struct logit_row opened;
     open_row(&opened, temperature);
     memset(row, 0, sizeof *row);
-    if (look == LOOK_KL || look == LOOK_PAIRS) {
+    if (look_at_sums(look)) {
         row->of.kl = opened;
     } else if (look == LOOK_TOP) {
         row->of.top[0].top = row->of.top[1].top = -INFINITY;
@@ -41,8 +48,8 @@ FKL_INLINE void open_state(const enum look look, struct row_state *row, double t
 FKL_INLINE void extend_state(const enum look look, struct row_state *row, const enum fkl_type type, const char *a,
                              const char *b, ptrdiff_t start, ptrdiff_t n)
 {
-    if (look == LOOK_KL || look == LOOK_PAIRS) {
-        extend_row(&row->of.kl, type, look == LOOK_KL && logits_in_float(type), a, b, n);
+    if (look_at_sums(look)) {
+        extend_row(&row->of.kl, type, look_in_float(look, type), a, b, n);
     } else if (look == LOOK_TOP) {
         extend_top(&row->of.top[0], type, a, start, n);
         extend_top(&row->of.top[1], type, b, start, n);
@@ -268,7 +275,7 @@ FKL_INLINE void take_pieces(struct pieces *x, const enum fkl_type type, ptrdiff_
 
 /* The second look at row `row`, the i-th of those that were taken, unless they were taken piece by piece: the sum of its
  * terms, or none, but its gradients in their arrays. */
-FKL_INLINE double look_again(int op, const enum fkl_type type, struct pieces *x, ptrdiff_t row, ptrdiff_t i, int taken,
+FKL_INLINE double look_again(const enum look look, int op, const enum fkl_type type, struct pieces *x, ptrdiff_t row, ptrdiff_t i, int taken,
                              ptrdiff_t chunk, const struct pair_sums *sums, const fkl_problem *problem)
 {
     const ptrdiff_t length = problem->length, size = type_size(type), piece = taken ? length : x->whole;
@@ -282,6 +289,13 @@ FKL_INLINE double look_again(int op, const enum fkl_type type, struct pieces *x,
         for (ptrdiff_t at = 0; at < n; at += chunk) {
             const char *a = x->base[0] + i * x->stride[0] + at * size, *b = x->base[1] + i * x->stride[1] + at * size;
             const ptrdiff_t m = n - at < chunk ? n - at : chunk;
+#if FKL_FLOAT_KERNELS
+            if (look_in_float(look, type)) {
+                total += sums->ref.exact ? js_of_chunk_float(sums, type, 1, a, b, m)
+                                         : js_of_chunk_float(sums, type, 0, a, b, m);
+                continue;
+            }
+#endif
             if (op == FKL_LOGITS_JS || op == FKL_LOGITS_JS_DISTANCE)
                 total += js_of_chunk(sums, type, a, b, m, problem->parameter);
             else
@@ -329,11 +343,11 @@ FKL_INLINE void long_rows(const enum look look, int op, const enum fkl_type type
                     to[j] = finish_top(row[i + j].of.top);
                 else if (look == LOOK_ENTROPY || look == LOOK_CROSS)
                     to[j] = finish_entropy(&row[i + j].of.entropy, op, operands, first + i + j, problem);
-                else if (look == LOOK_PAIRS && !pair_of_sums(&row[i + j].of.kl, &sums))
+                else if (look != LOOK_KL && !pair_of_sums(&row[i + j].of.kl, &sums))
                     to[j] = careful_logits(op, operands, first + i + j, problem);
-                else if (look == LOOK_PAIRS)
+                else if (look != LOOK_KL)
                     to[j] = finish_js(
-                        op, look_again(op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem), problem);
+                        op, look_again(look, op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem), problem);
             }
         }
     }
@@ -345,7 +359,7 @@ FKL_INLINE enum fkl_type logit_type(const enum look look, enum fkl_type row_type
     if (row_type == FKL_F64 || row_type == FKL_F32)
         return row_type;
     const int direct = is_direct(&operands[0], row_type) && is_direct(&operands[1], row_type);
-    return FKL_FLOAT_KERNELS && look == LOOK_KL && direct ? row_type : FKL_F32;
+    return look_in_float(look, row_type) && direct ? row_type : FKL_F32;
 }
 
 FKL_INLINE void rows_of_type(const enum look look, int op, enum fkl_type row_type, const fkl_rows *operands,
@@ -357,7 +371,7 @@ FKL_INLINE void rows_of_type(const enum look look, int op, enum fkl_type row_typ
         return;
     const enum fkl_type type = logit_type(look, row_type, operands);
 #if FKL_FLOAT_KERNELS
-    if (look == LOOK_KL)
+    if (look == LOOK_KL || look == LOOK_JS)
         switch (type) {
             FKL_CASE(FKL_F16)
             FKL_CASE(FKL_BF16)
@@ -403,6 +417,13 @@ static void logits_block(int operation, int row_type, const fkl_rows *operands, 
         break;
     case FKL_LOGITS_TOP1_AGREEMENT:
         rows_of_type(LOOK_TOP, operation, type, operands, n_rows, problem, result, scratch);
+        break;
+    case FKL_LOGITS_JS:
+    case FKL_LOGITS_JS_DISTANCE:
+        if (problem->parameter == 0.5)
+            rows_of_type(LOOK_JS, operation, type, operands, n_rows, problem, result, scratch);
+        else
+            rows_of_type(LOOK_PAIRS, operation, type, operands, n_rows, problem, result, scratch);
         break;
     default:
         rows_of_type(LOOK_PAIRS, operation, type, operands, n_rows, problem, result, scratch);

@@ -1,6 +1,6 @@
-/* logits_pairs.inl.h: what needs a second look at the rows, or another sum, all in double arithmetic: Jensen-Shannon
- * and the gradients of KL, from both probabilities of an element (struct couple); cross-entropy and entropy (struct
- * entropy_row); whether the largest logits are in the same place (struct top_row).
+/* logits_pairs.inl.h: what needs a second look at the rows, or another sum, in double arithmetic but for Jensen-Shannon
+ * of floats and halves: that and the gradients of KL, from both probabilities of an element (struct couple);
+ * cross-entropy and entropy (struct entropy_row); whether the largest logits are in the same place (struct top_row).
  */
 #ifndef FASTKL_LOGITS_PAIRS_H
 #define FASTKL_LOGITS_PAIRS_H
@@ -85,6 +85,123 @@ FKL_INLINE double js_of_chunk(const struct pair_sums *sums, const enum fkl_type 
         }
     return vd_add_lanes(total);
 }
+
+#if FKL_FLOAT_KERNELS
+/* Weights below 2^-depth count as that: times what e^-x is at most within reach, a million of them are nothing beside a
+ * weight of 1, and times what it is at least still normal floats. */
+#define DEPTH_PAIRS 100.0
+
+/* What a pair of rows has in common, in registers: the sums' numbers, and x in nats to what c gives it. */
+struct float_pair {
+    struct float_reference ref;
+    vf per_q, rest, nats;
+    int alike;
+};
+
+FKL_INLINE struct float_pair float_pair(const struct pair_sums *sums)
+{
+    struct float_pair pair = {
+        float_reference(&sums->ref), vf_set((float)sums->per_q), vf_set((float)sums->rest),
+        vf_set((float)(sums->ref.c * FKL_LN2)), sums->alike,
+    };
+    pair.ref.least = vf_set((float)((sums->ref.shift - DEPTH_PAIRS) * sums->ref.octave));
+    return pair;
+}
+
+/* phi(p, m) + phi(q, m), m = (p + q)/2, for normal p and q whose difference n is known better than they are. Both terms
+ * are taken from n or both from the rounded m, in which their sum is stationary. */
+FKL_INLINE vf js_term_float(vf p, vf q, vf n)
+{
+    const vf m = vf_half(p + q), half = n * vf_set(0.5f), log_2 = vf_set((float)FKL_LN2);
+    vf p_m, q_m, p_k = vf_octaves(p, m, &p_m), q_k = vf_octaves(q, m, &q_m); /* of opposite signs */
+    const mf near = vf_lt(vf_abs(p_k - q_k), vf_set(0.5f));
+    const vf p_n = vf_select(near, half, p - p_m), q_n = vf_select(near, -half, q - q_m);
+    const struct vf_begun first = vf_begin_at(p_n / (p + p_m), p, p_n, vf_fma(p, p_k * log_2, m - p_m));
+    struct vf_begun second = vf_begin_at(q_n / (q + q_m), q, q_n, vf_fma(q, q_k * log_2, m - q_m));
+    second.base += vf_end(first);
+    return vf_end(second);
+}
+
+/* The probabilities of up to LOGIT_RUN elements, times the weight of the row, and the differences of the two. */
+struct float_couples {
+    _Alignas(64) float p[LOGIT_RUN], q[LOGIT_RUN], n[LOGIT_RUN];
+};
+
+/* Those of VF elements from the i-th on; are all within reach? */
+FKL_INLINE int couple_floats(const int exact, vf a, vf b, const struct float_pair *pair, struct float_couples *to,
+                             ptrdiff_t i)
+{
+    int near = 1;
+    const struct float_terms t = float_terms(exact, a, b, &pair->ref, &near);
+    const vf magic = vf_set(FKL_MAGIC_FLOAT), shifted = vf_fma(-t.x, pair->ref.c, magic);
+    const vf f = vf_fma(-t.x, pair->ref.c, magic - shifted), power = vw_float(vf_bits(shifted) << 23);
+    const vf per_q = t.weight * pair->per_q, q = per_q * (power * vf_exp2_fraction(f));
+    const vf apart = vf_madd(t.x, pair->nats, pair->rest);
+    vf_store(to->p + i, t.weight);
+    vf_store(to->q + i, q);
+    vf_store(to->n + i, pair->alike ? per_q * vf_madd(t.excess, vf_set(-(float)FKL_LN2), apart) : t.weight - q);
+    return near;
+}
+
+/* Steps with other elements, and the last elements of a row, in double. */
+static FKL_NOINLINE double js_of_step(const struct pair_sums *sums, enum fkl_type type, const char *a, const char *b,
+                                      ptrdiff_t n)
+{
+    const ptrdiff_t size = type_size(type);
+    double rows[2][2 * LANES];
+    for (ptrdiff_t i = 0; i < n; i++) {
+        rows[0][i] = load_one(type, a + i * size);
+        rows[1][i] = load_one(type, b + i * size);
+    }
+    return js_of_chunk(sums, FKL_F64, (const char *)rows[0], (const char *)rows[1], n, 0.5);
+}
+
+FKL_INLINE double js_of_chunk_float(const struct pair_sums *sums, const enum fkl_type type, const int exact,
+                                    const char *a, const char *b, ptrdiff_t n)
+{
+    const struct float_pair pair = float_pair(sums);
+    const ptrdiff_t size = type_size(type), step = 2 * LANES;
+    vd total[PARTS];
+    double others = 0.0;
+    ptrdiff_t i = 0;
+    for (int j = 0; j < PARTS; j++)
+        total[j] = vd_set(0.0);
+    while (i + step <= n) {
+        const ptrdiff_t end = n - i < LOGIT_RUN ? n : i + LOGIT_RUN;
+        struct float_couples couples;
+        const ptrdiff_t first = i;
+        for (; i + step <= end; i += step) {
+            int near = 1;
+            FKL_UNROLL
+            for (int j = 0; j < PARTS; j++)
+                near &= couple_floats(exact, load_float(type, a + (i + j * VF) * size),
+                                      load_float(type, b + (i + j * VF) * size), &pair, &couples, i - first + j * VF);
+            if (!FKL_LIKELY(near)) {
+                others += js_of_step(sums, type, a + i * size, b + i * size, step);
+                for (int j = 0; j < step; j++) { /* these have no term */
+                    couples.p[i - first + j] = couples.q[i - first + j] = 1.0f;
+                    couples.n[i - first + j] = 0.0f;
+                }
+            }
+        }
+        vf run[PARTS];
+        for (int j = 0; j < PARTS; j++)
+            run[j] = vf_set(0.0f);
+        for (ptrdiff_t at = 0; at < i - first; at += step) {
+            FKL_UNROLL
+            for (int j = 0; j < PARTS; j++)
+                run[j] += js_term_float(vf_load(couples.p + at + j * VF), vf_load(couples.q + at + j * VF),
+                                        vf_load(couples.n + at + j * VF));
+        }
+        FKL_UNROLL
+        for (int j = 0; j < PARTS; j++)
+            add_floats(total, j, run[j]);
+    }
+    if (i < n)
+        others += js_of_step(sums, type, a + i * size, b + i * size, n - i);
+    return vd_add_lanes(total) * (0.5 * sums->per_weight) + others;
+}
+#endif
 
 #define STORED 256 /* gradients on their way from registers to an array */
 
