@@ -188,7 +188,8 @@ static int wants_packing(const fkl_rows *rows, enum fkl_type type, ptrdiff_t len
     return !is_direct(rows, type);
 }
 
-/* Rows [first, first + count) as *taken: packed into the tile, or where they are. */
+/* Rows [first, first + count) as *taken: packed into the tile, or where they are. Short rows that lie end to end are
+ * packed as one. */
 static const fkl_rows *take_rows(const fkl_rows *rows, int packs, ptrdiff_t first, ptrdiff_t count, ptrdiff_t length,
                                  enum fkl_type type, char *tile, fkl_rows *taken)
 {
@@ -196,8 +197,11 @@ static const fkl_rows *take_rows(const fkl_rows *rows, int packs, ptrdiff_t firs
     taken->data += first * rows->row_stride;
     if (packs) {
         const int same = rows->row_stride == 0; /* one row against many */
-        const fkl_rows packed = {tile, same ? 0 : fkl_packed_stride(length), type_size(type), type, 0};
-        pack(taken, 0, same ? 1 : count, 0, length, type, tile, fkl_packed_stride(length));
+        const ptrdiff_t size = type_size((enum fkl_type)rows->type);
+        const int joined = length <= FKL_SHORT && rows->item_stride == size && rows->row_stride == length * size;
+        const ptrdiff_t stride = joined ? length * type_size(type) : fkl_packed_stride(length);
+        const fkl_rows packed = {tile, same ? 0 : stride, type_size(type), type, 0};
+        pack(taken, 0, same || joined ? 1 : count, 0, joined ? count * length : length, type, tile, stride);
         *taken = packed;
     }
     return taken;

@@ -153,7 +153,7 @@ FKL_INLINE int run_double(const enum pass pass, const enum fkl_type type, const 
     const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
     vd least = vd_set(1.0);
     for (; i + most <= end; i += most) {
-        for (ptrdiff_t line = 0; line < most * size; line += 64) {
+        for (ptrdiff_t line = 0; !c->across && line < most * size; line += 64) {
             fkl_prefetch(p, i * size + line + c->ahead);
             fkl_prefetch(q, i * size + line + c->ahead);
         }

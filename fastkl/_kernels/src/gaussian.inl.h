@@ -327,7 +327,7 @@ FKL_INLINE uint64_t gaussian_across(const enum fkl_scale scale, const int prior,
         const char *at[FKL_MOST_OPERANDS] = {0};
         for (int k = 0; k < n_operands; k++)
             at[k] = columns[k] + i * length * size;
-        struct gaussian_sums sum; /* at most 16 elements a lane: one block */
+        struct gaussian_sums sum; /* at most FKL_SHORT elements a lane: one block */
         start_gaussian(&sum);
         add_gaussian(scale, prior, type, at, LANES * length, 0, &sum);
         good |= (uint64_t)within(scale, in_float, &sum.extent) << i;

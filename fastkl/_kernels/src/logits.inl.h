@@ -275,8 +275,9 @@ FKL_INLINE void take_pieces(struct pieces *x, const enum fkl_type type, ptrdiff_
 
 /* The second look at row `row`, the i-th of those that were taken, unless they were taken piece by piece: the sum of its
  * terms, or none, but its gradients in their arrays. */
-FKL_INLINE double look_again(const enum look look, int op, const enum fkl_type type, struct pieces *x, ptrdiff_t row, ptrdiff_t i, int taken,
-                             ptrdiff_t chunk, const struct pair_sums *sums, const fkl_problem *problem)
+FKL_INLINE double look_again(const enum look look, int op, const enum fkl_type type, struct pieces *x, ptrdiff_t row,
+                             ptrdiff_t i, int taken, ptrdiff_t chunk, const struct pair_sums *sums,
+                             const fkl_problem *problem)
 {
     const ptrdiff_t length = problem->length, size = type_size(type), piece = taken ? length : x->whole;
     double total = 0.0;
@@ -295,6 +296,8 @@ FKL_INLINE double look_again(const enum look look, int op, const enum fkl_type t
                                          : js_of_chunk_float(sums, type, 0, a, b, m);
                 continue;
             }
+#else
+            (void)look;
 #endif
             if (op == FKL_LOGITS_JS || op == FKL_LOGITS_JS_DISTANCE)
                 total += js_of_chunk(sums, type, a, b, m, problem->parameter);
@@ -347,7 +350,8 @@ FKL_INLINE void long_rows(const enum look look, int op, const enum fkl_type type
                     to[j] = careful_logits(op, operands, first + i + j, problem);
                 else if (look != LOOK_KL)
                     to[j] = finish_js(
-                        op, look_again(look, op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem), problem);
+                        op, look_again(look, op, type, &x, first + i + j, i + j, taken, chunk, &sums, problem),
+                        problem);
             }
         }
     }
