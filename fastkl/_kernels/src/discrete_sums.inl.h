@@ -1,6 +1,6 @@
 /* discrete_sums.inl.h: the sums of a pass over one row, or over a block of eight short rows' elements.
  *
- * On eight virtual lanes, in runs of 4 elements a lane and blocks of 8 runs; block sums are added with TwoSum. So the
+ * On eight virtual lanes, in runs of 8 elements a lane and blocks of 4 runs; block sums are added with TwoSum. So the
  * error of a sum of K terms >= 0 is that of some ten additions, whatever K, and even if all of them round one way, as
  * they do where equal elements stand behind a large one. Which additions happen depends on K alone: a row's
  * result depends on its values, never on its neighbours, its layout or the number of threads.
@@ -101,16 +101,15 @@ FKL_INLINE vd end(const enum pass pass, const struct begun_block *begun, ptrdiff
 }
 
 /* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. They and
- * their terms, begun if the pass begins them, are added to `run`. aside: take out the pairs that hold a 0 or a special
- * element first; else *least tells whether that should have been done. */
-FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int aside, const int vectors,
-                            ptrdiff_t i, ptrdiff_t n, const char *p, const char *q, const struct vcontext *c,
-                            vd run[SUMS][PARTS], vd *least, struct exceptions *others, struct begun_block *begun)
+ * their terms, begun if the pass begins them, are added to `run`. */
+FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
+                            const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
+                            struct exceptions *others, struct begun_block *begun)
 {
     const ptrdiff_t stride = VD * type_size(type);
     p += i * type_size(type);
     q += i * type_size(type);
-    vd x[MOST_VECTORS], y[MOST_VECTORS];
+    vd x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         ptrdiff_t part = part_length(n, j * VD, VD);
@@ -119,53 +118,48 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
     }
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
-        vd a[SUMS], low = vd_set(0.0);
+        vd a[SUMS];
         take(run, j % PARTS, a);
         add_elements(pass, x[j], y[j], a);
+        give(run, j % PARTS, a);
+        low[j] = vd_set(0.0);
         if (pass_scales(pass))
-            y[j] = scaled(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low);
-        if (pass_wants_positive(pass)) {
-            if (n >= 0) {
-                x[j] = ones_behind(x[j], part_length(n, j * VD, VD));
-                y[j] = ones_behind(y[j], part_length(n, j * VD, VD));
-            }
-            /* Of two numbers vd_min() takes the second if one of them is NaN: a NaN in *least stays and is not >=
-             * SMALLEST, another one leaves *least as it is. */
-            if (aside)
-                set_aside(pass, &x[j], &y[j], &low, &a[0], &others->special[j % PARTS]);
-            else
-                *least = vd_min(vd_min(x[j], y[j]), *least);
+            y[j] = scaled(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
+        if (pass_wants_positive(pass) && n >= 0) {
+            x[j] = ones_behind(x[j], part_length(n, j * VD, VD));
+            y[j] = ones_behind(y[j], part_length(n, j * VD, VD));
         }
+    }
+    if (pass_wants_positive(pass)) {
+        /* Lanes of several vectors may be of several rows. Of two numbers vd_min() takes the second if one of them is
+         * NaN: a NaN in `least` stays and is not >= SMALLEST, another one leaves `least` as it is. */
+        vd least = vd_min(x[0], y[0]);
+        FKL_UNROLL
+        for (int j = 1; j < vectors; j++)
+            least = vd_min(vd_min(x[j], y[j]), least);
+        if (!FKL_LIKELY(md_all(vd_le(vd_set(SMALLEST), least)))) {
+            FKL_UNROLL
+            for (int j = 0; j < vectors; j++) {
+                vd *sum = &run[0][j % PARTS], term = vd_set(0.0);
+                set_aside(pass, &x[j], &y[j], &low[j], &term, &others->special[j % PARTS]);
+                if (pass_begins(pass)) {
+                    keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD, sum);
+                    *sum += term;
+                }
+            }
+            return;
+        }
+    }
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        vd a[SUMS];
+        take(run, j % PARTS, a);
         if (pass_begins(pass))
-            keep(pass, begin(pass, x[j], y[j], low), begun, i + j * VD, &a[0]);
+            keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD, &a[0]);
         else
-            element(pass, x[j], y[j], low, c, j % PARTS, a);
+            element(pass, x[j], y[j], low[j], c, j % PARTS, a);
         give(run, j % PARTS, a);
     }
-}
-
-/* Elements [i, end) of a block, at most one run: are they the positive normal numbers that this was done for, if they
- * were not set aside? */
-FKL_INLINE int run_double(const enum pass pass, const enum fkl_type type, const int aside, ptrdiff_t i, ptrdiff_t end,
-                          const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
-                          struct exceptions *others, struct begun_block *begun)
-{
-    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
-    vd least = vd_set(1.0);
-    for (; i + most <= end; i += most) {
-        for (ptrdiff_t line = 0; !c->across && line < most * size; line += 64) {
-            fkl_prefetch(p, i * size + line + c->ahead);
-            fkl_prefetch(q, i * size + line + c->ahead);
-        }
-        step_double(pass, type, aside, MOST_VECTORS, i, -1, p, q, c, run, &least, others, begun);
-    }
-    if (most > LANES && i + LANES <= end) {
-        step_double(pass, type, aside, PARTS, i, -1, p, q, c, run, &least, others, begun);
-        i += LANES;
-    }
-    if (i < end)
-        step_double(pass, type, aside, PARTS, i, end - i, p, q, c, run, &least, others, begun);
-    return !pass_wants_positive(pass) || aside || md_all(vd_le(vd_set(SMALLEST), least));
 }
 
 #if FKL_FLOAT_KERNELS
@@ -195,8 +189,8 @@ FKL_INLINE vf end_float(const enum pass pass, const struct begun_float_block *be
     return sum;
 }
 
-/* The j-th vector of a step, x, from `from`, added to the double lanes its elements belong to: floats from memory again,
- * which is cheaper than out of the register. */
+/* The j-th vector of a step, x, from `from`, added to the double lanes its elements belong to: floats from memory
+ * again, which is cheaper than out of the register. */
 FKL_INLINE void add_elements_float(const enum fkl_type type, ptrdiff_t n, const char *from, const int j, vf x,
                                    vd sum[PARTS])
 {
@@ -209,15 +203,14 @@ FKL_INLINE void add_elements_float(const enum fkl_type type, ptrdiff_t n, const 
 }
 
 /* step_double() in float; its terms are added up when they are ended. */
-FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int aside, const int vectors,
-                           ptrdiff_t i, ptrdiff_t n, const char *p, const char *q, const struct fcontext *c,
-                           vd p_sum[PARTS], vd q_sum[PARTS], vf *least, struct exceptions *others,
-                           struct begun_float_block *begun)
+FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
+                           const char *p, const char *q, const struct fcontext *c, vd p_sum[PARTS], vd q_sum[PARTS],
+                           struct exceptions *others, struct begun_float_block *begun)
 {
     const ptrdiff_t stride = VF * type_size(type);
     p += i * type_size(type);
     q += i * type_size(type);
-    vf x[MOST_VECTORS], y[MOST_VECTORS];
+    vf x[MOST_VECTORS], y[MOST_VECTORS], low[MOST_VECTORS];
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
         ptrdiff_t part = part_length(n, j * VF, VF);
@@ -226,40 +219,51 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     }
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
-        vf low = vf_set(0.0f), term = vf_set(0.0f);
         if (pass != PASS_JS_HALF) {
             add_elements_float(type, n, p + j * stride, j, x[j], p_sum);
             add_elements_float(type, n, q + j * stride, j, y[j], q_sum);
         }
+        low[j] = vf_set(0.0f);
         if (pass_scales(pass))
-            y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low);
+            y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
         if (n >= 0) {
             x[j] = float_ones_behind(x[j], part_length(n, j * VF, VF));
             y[j] = float_ones_behind(y[j], part_length(n, j * VF, VF));
         }
-        if (aside) {
-            vw bits = (vw)others->special[j % PARTS];
-            set_aside_float(pass, &x[j], &y[j], &low, &term, &bits);
-            others->special[j % PARTS] = (vi)bits;
-        } else {
-            *least = vf_min(vf_min(x[j], y[j]), *least);
-        }
-        if (pass != PASS_SUMS) {
-            struct begun_float begins = begin_float(pass, x[j], y[j], low);
-            if (aside)
-                begins.base += term;
-            keep_float(pass, begins, begun, i + j * VF);
-        }
     }
+    vf least = vf_min(x[0], y[0]);
+    FKL_UNROLL
+    for (int j = 1; j < vectors; j++)
+        least = vf_min(vf_min(x[j], y[j]), least);
+    if (!FKL_LIKELY(mf_all(vf_le(vf_set(SMALLEST_FLOAT), least)))) {
+        FKL_UNROLL
+        for (int j = 0; j < vectors; j++) {
+            vf term = vf_set(0.0f);
+            vw bits = (vw)others->special[j % PARTS];
+            set_aside_float(pass, &x[j], &y[j], &low[j], &term, &bits);
+            others->special[j % PARTS] = (vi)bits;
+            if (pass != PASS_SUMS) {
+                struct begun_float rest = begin_float(pass, x[j], y[j], low[j]);
+                rest.base += term;
+                keep_float(pass, rest, begun, i + j * VF);
+            }
+        }
+        return;
+    }
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++)
+        if (pass != PASS_SUMS)
+            keep_float(pass, begin_float(pass, x[j], y[j], low[j]), begun, i + j * VF);
 }
 
-/* A block in float: as run_double(). */
-FKL_INLINE int run_float(const enum pass pass, const enum fkl_type type, const int aside, ptrdiff_t n, const char *p,
-                         const char *q, const struct fcontext *c, ptrdiff_t ahead, vd p_sum[PARTS], vd q_sum[PARTS],
-                         struct exceptions *others, struct begun_float_block *begun)
+FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
+                                ptrdiff_t n, const struct fcontext *c, ptrdiff_t ahead, vd acc[SUMS][PARTS],
+                                struct exceptions *others)
 {
     const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
-    vf least = vf_set(1.0f);
+    const int first = pass == PASS_SUMS ? 0 : 1; /* of the sums of elements */
+    struct begun_float_block begun;
+    vd p_sum[PARTS], q_sum[PARTS];
     ptrdiff_t i = 0;
     for (int j = 0; j < PARTS; j++)
         p_sum[j] = q_sum[j] = vd_set(0.0);
@@ -268,27 +272,14 @@ FKL_INLINE int run_float(const enum pass pass, const enum fkl_type type, const i
             fkl_prefetch(p, i * size + line + ahead);
             fkl_prefetch(q, i * size + line + ahead);
         }
-        step_float(pass, type, aside, MOST_VECTORS, i, -1, p, q, c, p_sum, q_sum, &least, others, begun);
+        step_float(pass, type, MOST_VECTORS, i, -1, p, q, c, p_sum, q_sum, others, &begun);
     }
     if (most > step && i + step <= n) {
-        step_float(pass, type, aside, PARTS, i, -1, p, q, c, p_sum, q_sum, &least, others, begun);
+        step_float(pass, type, PARTS, i, -1, p, q, c, p_sum, q_sum, others, &begun);
         i += step;
     }
     if (i < n)
-        step_float(pass, type, aside, PARTS, i, n - i, p, q, c, p_sum, q_sum, &least, others, begun);
-    return aside || mf_all(vf_le(vf_set(SMALLEST_FLOAT), least));
-}
-
-FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
-                                ptrdiff_t n, const struct fcontext *c, ptrdiff_t ahead, vd acc[SUMS][PARTS],
-                                struct exceptions *others)
-{
-    const ptrdiff_t step = 2 * LANES;
-    const int first = pass == PASS_SUMS ? 0 : 1; /* of the sums of elements */
-    struct begun_float_block begun;
-    vd p_sum[PARTS], q_sum[PARTS];
-    if (!FKL_LIKELY(run_float(pass, type, 0, n, p, q, c, ahead, p_sum, q_sum, others, &begun)))
-        run_float(pass, type, 1, n, p, q, c, ahead, p_sum, q_sum, others, &begun);
+        step_float(pass, type, PARTS, i, n - i, p, q, c, p_sum, q_sum, others, &begun);
     if (pass != PASS_JS_HALF) {
         for (int j = 0; j < PARTS; j++) {
             acc[first][j] = p_sum[j];
@@ -297,7 +288,7 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
     }
     if (pass == PASS_SUMS)
         return;
-    for (ptrdiff_t i = 0; i < n; i += FLOAT_RUN * step) {
+    for (i = 0; i < n; i += FLOAT_RUN * step) {
         FKL_UNROLL
         for (int j = 0; j < PARTS; j++) {
             vf terms = end_float(pass, &begun, i + j * VF);
@@ -372,14 +363,6 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcon
 }
 #endif
 
-/* A run's plain sums begin with 0, the others go on from those of the block. */
-FKL_INLINE void start_run(const int plain, vd acc[SUMS][PARTS], vd run[SUMS][PARTS])
-{
-    for (int k = 0; k < SUMS; k++)
-        for (int j = 0; j < PARTS; j++)
-            run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
-}
-
 /* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
  * of special elements added to others. */
 FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
@@ -395,16 +378,29 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
         return;
     }
 #endif
+    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
     const int plain = pass_plain_sums(pass);
     struct begun_block begun;
     for (ptrdiff_t first = 0; first < n; first += RUN * LANES) {
         const ptrdiff_t end_of_run = n - first < RUN * LANES ? n : first + RUN * LANES;
-        vd run[SUMS][PARTS];
-        start_run(plain, acc, run);
-        if (!FKL_LIKELY(run_double(pass, type, 0, first, end_of_run, p, q, c, run, others, &begun))) {
-            start_run(plain, acc, run);
-            run_double(pass, type, 1, first, end_of_run, p, q, c, run, others, &begun);
+        ptrdiff_t i = first;
+        vd run[SUMS][PARTS]; /* plain sums begin with 0, the others go on from those of the block */
+        for (int k = 0; k < SUMS; k++)
+            for (int j = 0; j < PARTS; j++)
+                run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
+        for (; i + most <= end_of_run; i += most) {
+            for (ptrdiff_t line = 0; !c->across && line < most * size; line += 64) {
+                fkl_prefetch(p, i * size + line + c->ahead);
+                fkl_prefetch(q, i * size + line + c->ahead);
+            }
+            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, &begun);
         }
+        if (most > LANES && i + LANES <= end_of_run) {
+            step_double(pass, type, PARTS, i, -1, p, q, c, run, others, &begun);
+            i += LANES;
+        }
+        if (i < end_of_run)
+            step_double(pass, type, PARTS, i, end_of_run - i, p, q, c, run, others, &begun);
         for (int k = 0; k < SUMS; k++)
             for (int j = 0; j < PARTS; j++)
                 acc[k][j] = k < plain ? acc[k][j] + run[k][j] : run[k][j];

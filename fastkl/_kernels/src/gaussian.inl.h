@@ -114,8 +114,8 @@ FKL_INLINE void start_gaussian(struct gaussian_sums *sums)
     }
 }
 
-/* LANES elements from the i-th at `at` on, or the last n < LANES of a row where n >= 0: their terms are begun, and their
- * bases added to run. `first` is the block's first element. */
+/* LANES elements from the i-th at `at` on, or the last n < LANES of a row where n >= 0: their terms are begun, and
+ * their bases added to run. `first` is the block's first element. */
 FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const enum fkl_type type,
                               const char *const at[FKL_MOST_OPERANDS], ptrdiff_t first, ptrdiff_t i, ptrdiff_t n,
                               ptrdiff_t ahead, vd run[PARTS], struct extent *extent, struct gaussian_begun *begun)
@@ -218,7 +218,8 @@ FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const 
         for (int j = 0; j < PARTS; j++)
             acc[j] = vd_set(0.0);
         for (ptrdiff_t i = start; i < end; i += run)
-            add_gaussian_run(scale, prior, type, at, start, i, end - i < run ? end : i + run, ahead, acc, &extent, &begun);
+            add_gaussian_run(scale, prior, type, at, start, i, end - i < run ? end : i + run, ahead, acc, &extent,
+                             &begun);
         for (ptrdiff_t i = 0; gaussian_begins(scale) && i < end - start; i += run) {
             const ptrdiff_t most = end - start - i < run ? end - start : i + run;
             vd rest[PARTS];

@@ -11,8 +11,8 @@
 
 /* ---- the state of a row ---------------------------------------------------------------------------------------- */
 
-/* What is summed of the rows. PAIRS has a second look at each element's two probabilities to follow, and so has JS, whose
- * weight is 1/2: what halves and floats are worked on in float arithmetic for. */
+/* What is summed of the rows. PAIRS has a second look at each element's two probabilities to follow, and so has JS,
+ * whose weight is 1/2: halves and floats are worked on in float arithmetic for it, as for KL. */
 enum look { LOOK_KL, LOOK_PAIRS, LOOK_JS, LOOK_ENTROPY, LOOK_CROSS, LOOK_TOP };
 
 FKL_INLINE int look_in_float(const enum look look, const enum fkl_type type)
@@ -273,8 +273,8 @@ FKL_INLINE void take_pieces(struct pieces *x, const enum fkl_type type, ptrdiff_
     }
 }
 
-/* The second look at row `row`, the i-th of those that were taken, unless they were taken piece by piece: the sum of its
- * terms, or none, but its gradients in their arrays. */
+/* The second look at row `row`, the i-th of those that were taken, unless they were taken piece by piece: the sum of
+ * its terms, or none, but its gradients in their arrays. */
 FKL_INLINE double look_again(const enum look look, int op, const enum fkl_type type, struct pieces *x, ptrdiff_t row,
                              ptrdiff_t i, int taken, ptrdiff_t chunk, const struct pair_sums *sums,
                              const fkl_problem *problem)
@@ -346,7 +346,7 @@ FKL_INLINE void long_rows(const enum look look, int op, const enum fkl_type type
                     to[j] = finish_top(row[i + j].of.top);
                 else if (look == LOOK_ENTROPY || look == LOOK_CROSS)
                     to[j] = finish_entropy(&row[i + j].of.entropy, op, operands, first + i + j, problem);
-                else if (look != LOOK_KL && !pair_of_sums(&row[i + j].of.kl, &sums))
+                else if (look != LOOK_KL && !pair_of_sums(&row[i + j].of.kl, look_in_float(look, type), &sums))
                     to[j] = careful_logits(op, operands, first + i + j, problem);
                 else if (look != LOOK_KL)
                     to[j] = finish_js(

@@ -19,12 +19,14 @@ struct pair_sums {
     int alike; /* are the rows so near that p - q is best taken from rest and x? */
 };
 
-/* 0 where they don't say it well enough. */
-static FKL_NOINLINE int pair_of_sums(const struct logit_row *row, struct pair_sums *sums)
+/* 0 where they don't say it well enough: where next to all of p has no probability in q, q may lie where p is so small
+ * that its weights count as 2^-depth, and q's are that times e^-x up to its reach. */
+static FKL_NOINLINE int pair_of_sums(const struct logit_row *row, const int in_float, struct pair_sums *sums)
 {
+    const double least = in_float ? 0x1p-30 : 0x1p-780;
     const double p = row->weight + row->alone, more = row->excess - row->moment / row->temperature;
     const double q = row->weight + more, rest = (more - row->alone) / p;
-    if (row->bad || row->lost || !(p > 0.0) || !(0x1p-900 * p < q && q < 0x1p900 * p))
+    if (row->bad || row->lost || !(p > 0.0) || !(least * p < q && q < 0x1p900 * p))
         return 0;
     const double mean = row->outside ? NAN : row->moment / row->weight / row->temperature;
     *sums = (struct pair_sums){row->ref, 1.0 / p, p / q, rest, mean, row->temperature, fabs(rest) < 0.5};
@@ -77,19 +79,29 @@ FKL_INLINE double js_of_chunk(const struct pair_sums *sums, const enum fkl_type 
     vd total[PARTS];
     for (int j = 0; j < PARTS; j++)
         total[j] = vd_set(0.0);
-    for (ptrdiff_t i = 0; i < n; i += LANES)
-        for (int j = 0; j < PARTS; j++) {
-            const vd va = load_logits(type, a, i + j * VD, n), vb = load_logits(type, b, i + j * VD, n);
-            const struct couple x = couple(va, vb, sums, &v);
-            total[j] += js_of_probabilities(x.p, x.q, x.difference, vd_set(weight));
-        }
+    for (ptrdiff_t first = 0; first < n; first += LOGIT_RUN) {
+        vd run[PARTS];
+        for (int j = 0; j < PARTS; j++)
+            run[j] = vd_set(0.0);
+        for (ptrdiff_t i = first; i < n && i < first + LOGIT_RUN; i += LANES)
+            for (int j = 0; j < PARTS; j++) {
+                const vd va = load_logits(type, a, i + j * VD, n), vb = load_logits(type, b, i + j * VD, n);
+                const struct couple x = couple(va, vb, sums, &v);
+                run[j] += js_of_probabilities(x.p, x.q, x.difference, vd_set(weight));
+            }
+        for (int j = 0; j < PARTS; j++)
+            total[j] += run[j];
+    }
     return vd_add_lanes(total);
 }
 
 #if FKL_FLOAT_KERNELS
-/* Weights below 2^-depth count as that: times what e^-x is at most within reach, a million of them are nothing beside a
- * weight of 1, and times what it is at least still normal floats. */
+/* Weights below 2^-depth count as that, and what q has within reach of them is at most 2^24 times as much: a million
+ * of them are nothing beside a weight of 1. Neither is LEAST_WEIGHT, which keeps q's weights normal floats. Rows for
+ * which 1/(1 + rest) is less than LEAST_PER_Q are left to double arithmetic. */
 #define DEPTH_PAIRS 100.0
+#define LEAST_WEIGHT 0x1p-124f
+#define LEAST_PER_Q 0x1p-60
 
 /* What a pair of rows has in common, in registers: the sums' numbers, and x in nats to what c gives it. */
 struct float_pair {
@@ -135,7 +147,7 @@ FKL_INLINE int couple_floats(const int exact, vf a, vf b, const struct float_pai
     const struct float_terms t = float_terms(exact, a, b, &pair->ref, &near);
     const vf magic = vf_set(FKL_MAGIC_FLOAT), shifted = vf_fma(-t.x, pair->ref.c, magic);
     const vf f = vf_fma(-t.x, pair->ref.c, magic - shifted), power = vw_float(vf_bits(shifted) << 23);
-    const vf per_q = t.weight * pair->per_q, q = per_q * (power * vf_exp2_fraction(f));
+    const vf per_q = t.weight * pair->per_q, q = vf_max(vf_set(LEAST_WEIGHT), per_q * (power * vf_exp2_fraction(f)));
     const vf apart = vf_madd(t.x, pair->nats, pair->rest);
     vf_store(to->p + i, t.weight);
     vf_store(to->q + i, q);
@@ -166,6 +178,8 @@ FKL_INLINE double js_of_chunk_float(const struct pair_sums *sums, const enum fkl
     ptrdiff_t i = 0;
     for (int j = 0; j < PARTS; j++)
         total[j] = vd_set(0.0);
+    for (; sums->per_q < LEAST_PER_Q && i + step <= n; i += step)
+        others += js_of_step(sums, type, a + i * size, b + i * size, step);
     while (i + step <= n) {
         const ptrdiff_t end = n - i < LOGIT_RUN ? n : i + LOGIT_RUN;
         struct float_couples couples;
