@@ -251,6 +251,35 @@ def test_ends_of_the_range(name, type_name, module, rng):
         assert_logits(module, name, result, smallest, smallest[::-1], temperature=temperature)
 
 
+@pytest.mark.parametrize("type_name", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_masks_of_either_side(name, type_name, module, rng):
+    """Where q masks all that p has, q lies where p is next to nothing, below what weights are told apart by."""
+    for length in (17, 33, 129):
+        p, _ = cast(rng.standard_normal((12, length)) * 4, type_name)
+        q, types = cast(p + rng.standard_normal((12, length)) / 100, type_name)
+        p[rng.random(p.shape) < 0.3] = -np.inf
+        q[rng.random(q.shape) < 0.3] = -np.inf
+        q[np.arange(6), p[:6].argmax(-1)] = -np.inf
+        for temperature in (1e-3, 0.05, 1.0):
+            result = measure(module, name, p, q, temperature=temperature, **types)
+            assert_logits(module, name, result, p, q, temperature=temperature, **types)
+
+
+@pytest.mark.parametrize("type_name", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_mass_that_moves_far(name, type_name, module, rng):
+    """Elements of which one side has next to all and the other next to nothing, beside others that both have."""
+    for length in (17, 33, 129):
+        for by in (15.0, 30.0, 70.0):
+            p, _ = cast(rng.standard_normal((12, length)) * 4, type_name)
+            q = p + rng.standard_normal((12, length)).astype(p.dtype)
+            p[:4, 0] += p.dtype.type(by)
+            p[4:8][rng.random((4, length)) < 0.7] -= p.dtype.type(by)
+            q[8:][rng.random((4, length)) < 0.7] -= p.dtype.type(by)
+            assert_logits(module, name, measure(module, name, p, q), p, q)
+
+
 @pytest.mark.parametrize("base", [2, 10, 0.5, 1.0000001])
 @pytest.mark.parametrize("name", ["kl", "reverse_kl", "js", "cross_entropy", "entropy"])
 def test_base(name, base, module, rng):
