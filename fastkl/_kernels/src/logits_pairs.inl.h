@@ -25,7 +25,8 @@ static FKL_NOINLINE int pair_of_sums(const struct logit_row *row, const int in_f
 {
     const double least = in_float ? 0x1p-30 : 0x1p-780;
     const double p = row->weight + row->alone, more = row->excess - row->moment / row->temperature;
-    const double q = row->weight + more, rest = (more - row->alone) / p;
+    /* In float arithmetic there is no such sum; in double that of differences would lose digits to large x. */
+    const double q = in_float ? row->weight + more : row->other, rest = (more - row->alone) / p;
     if (row->bad || row->lost || !(p > 0.0) || !(least * p < q && q < 0x1p900 * p))
         return 0;
     const double mean = row->outside ? NAN : row->moment / row->weight / row->temperature;

@@ -51,6 +51,7 @@ struct reference {
 /* Sums over a chunk, without the division by T in the moment. */
 struct chunk_sums {
     vd weight[PARTS], moment[PARTS], excess[PARTS];
+    vd other[PARTS]; /* q's weights, w e^-x: of double arithmetic */
     vd alone[PARTS]; /* the weight that p has where q = 0, which is in no other sum */
     int bad;         /* a logit is NaN or +inf */
     int outside;     /* p > 0 where q = 0 */
@@ -174,6 +175,7 @@ static FKL_NOINLINE void wide_step(enum fkl_type type, const char *a, const char
         vd excess = excess_of(vd_select(near, x, zero), &v, &exponential);
         vd product = vd_select(vd_eq(p, zero), zero, p * x);
         sums->weight[j] += p;
+        sums->other[j] += q;
         sums->alone[j] += own - p;
         sums->moment[j] += product;
         sums->excess[j] += vd_select(near, p * excess, (q - p) + product * vd_set(ref->c * FKL_LN2));
@@ -182,17 +184,17 @@ static FKL_NOINLINE void wide_step(enum fkl_type type, const char *a, const char
 
 /* LANES elements, or the last n of a row where n > 0, added to run, or to sums if not all are within reach. */
 FKL_INLINE void double_step(const enum fkl_type type, const char *a, const char *b, ptrdiff_t n,
-                            const struct vreference *v, const struct reference *ref, vd run[3][PARTS],
+                            const struct vreference *v, const struct reference *ref, vd run[4][PARTS],
                             struct chunk_sums *sums)
 {
     const ptrdiff_t size = type_size(type);
     static const double kept[2 * LANES] = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0};
-    vd w[PARTS], x[PARTS], excess[PARTS];
+    vd w[PARTS], x[PARTS], excess[PARTS], exponential[PARTS];
     md near = vd_le(v->c, v->c);
     FKL_UNROLL
     for (int j = 0; j < PARTS; j++) {
         const ptrdiff_t part = part_length(n, j * VD, VD), at = n == 0 || part ? j * VD * size : 0;
-        vd va = n > 0 ? load_part(type, a + at, part) : load(type, a + at), exponential, keep = v->c;
+        vd va = n > 0 ? load_part(type, a + at, part) : load(type, a + at), keep = v->c;
         vd vb = n > 0 ? load_part(type, b + at, part) : load(type, b + at);
         if (n > 0) { /* behind the end there is no weight, and x is 0 */
             keep = vd_load(kept + LANES - n + j * VD);
@@ -201,7 +203,7 @@ FKL_INLINE void double_step(const enum fkl_type type, const char *a, const char 
         x[j] = apart(va, vb, v);
         near = md_and(near, md_and(vd_le(vd_abs(x[j]), v->reach), vd_le(va, v->most)));
         w[j] = weight_of(vd_max(va, v->least), v);
-        excess[j] = excess_of(x[j], v, &exponential);
+        excess[j] = excess_of(x[j], v, &exponential[j]);
         if (n > 0)
             w[j] *= keep;
     }
@@ -211,6 +213,7 @@ FKL_INLINE void double_step(const enum fkl_type type, const char *a, const char 
             run[0][j] += w[j];
             run[1][j] = vd_madd(w[j], x[j], run[1][j]);
             run[2][j] = vd_madd(w[j], excess[j], run[2][j]);
+            run[3][j] = vd_madd(w[j], exponential[j], run[3][j]);
         }
     } else {
         wide_step(type, a, b, n > 0 ? n : LANES, ref, sums);
@@ -222,10 +225,10 @@ FKL_INLINE void double_run(const enum fkl_type type, const char *a, const char *
                            const struct vreference *v, const struct reference *ref, struct chunk_sums *sums)
 {
     const ptrdiff_t size = type_size(type);
-    vd run[3][PARTS];
+    vd run[4][PARTS];
     ptrdiff_t i = 0;
     for (int j = 0; j < PARTS; j++)
-        run[0][j] = run[1][j] = run[2][j] = vd_set(0.0);
+        run[0][j] = run[1][j] = run[2][j] = run[3][j] = vd_set(0.0);
     for (; i + LANES <= n; i += LANES) {
         fkl_prefetch(a, i * size + AHEAD);
         fkl_prefetch(b, i * size + AHEAD);
@@ -238,6 +241,7 @@ FKL_INLINE void double_run(const enum fkl_type type, const char *a, const char *
         sums->weight[j] += run[0][j];
         sums->moment[j] += run[1][j];
         sums->excess[j] += run[2][j];
+        sums->other[j] += run[3][j];
     }
 }
 
@@ -355,7 +359,7 @@ FKL_INLINE void add_chunk(const enum fkl_type type, const int in_float, const ch
 {
     const ptrdiff_t size = type_size(type);
     for (int j = 0; j < PARTS; j++)
-        sums->weight[j] = sums->moment[j] = sums->excess[j] = sums->alone[j] = vd_set(0.0);
+        sums->weight[j] = sums->moment[j] = sums->excess[j] = sums->other[j] = sums->alone[j] = vd_set(0.0);
     sums->bad = sums->outside = 0;
 #if FKL_FLOAT_KERNELS
     if (in_float) {
@@ -387,7 +391,7 @@ FKL_INLINE void add_chunk(const enum fkl_type type, const int in_float, const ch
  * taken from. */
 struct logit_row {
     struct reference ref;
-    double weight, moment, excess, alone;
+    double weight, moment, excess, other, alone;
     double temperature, per_temperature;
     int started, bad, outside;
     int lost; /* it is for careful_logits.c */
@@ -497,6 +501,7 @@ static FKL_NOINLINE int lift(struct logit_row *row, enum fkl_type type, const ch
     row->weight *= factor;
     row->moment *= factor;
     row->excess *= factor;
+    row->other *= factor;
     row->alone *= factor;
     row->ref.shift = shift;
     return 1;
@@ -517,6 +522,7 @@ static FKL_NOINLINE void move(struct logit_row *row, double mean, const int in_f
     vd_store(exponential, power);
     row->lost |= fabs(y) > 600.0;
     row->excess = exponential[0] * row->excess + row->weight * e[0] - row->moment / row->temperature * (e[0] + y);
+    row->other *= exponential[0];
     row->moment -= row->weight * moved;
 }
 
@@ -550,7 +556,7 @@ FKL_INLINE void extend_row(struct logit_row *row, const enum fkl_type type, cons
         row->outside |= sums.outside;
         const double own = vd_add_lanes(sums.weight), alone = row->alone + vd_add_lanes(sums.alone);
         const double weight = row->weight + own, w = weight + alone, moment = row->moment + vd_add_lanes(sums.moment);
-        const double excess = row->excess + vd_add_lanes(sums.excess);
+        const double excess = row->excess + vd_add_lanes(sums.excess), other = row->other + vd_add_lanes(sums.other);
         if (turn < MOST_TURNS) {
             if ((!(w <= heaviest) || (w < 0.25 && w > 0.0)) && lift(row, type, a, n))
                 continue;
@@ -571,6 +577,7 @@ FKL_INLINE void extend_row(struct logit_row *row, const enum fkl_type type, cons
         row->weight = weight;
         row->moment = moment;
         row->excess = excess;
+        row->other = other;
         row->alone = alone;
         return;
     }
