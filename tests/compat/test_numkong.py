@@ -415,7 +415,8 @@ def test_where_numkong_is_wrong(level, metric, p, q):
     p, q = np.array(p, float), np.array(q, float)
     right = exact(metric, p, q)
     theirs, ours = getattr(original, metric)(p, q), getattr(drop_in, metric)(p, q)
-    assert not abs(theirs - right) <= 1e-3 * right or (np.isinf(right) and theirs != right)
+    if not (metric == "jsd" and 0 in (*p, *q)) or original.get_capabilities()["skylake"]:  # its kernels for AVX-512
+        assert not abs(theirs - right) <= 1e-3 * right or (np.isinf(right) and theirs != right)
     # 8 ulp, the bound of the accuracy contract: what it is relative to, Σ φ + |Σp − Σq|, is the result itself here.
     assert ours == right or abs(ours - right) <= 8 * np.spacing(right)
 
