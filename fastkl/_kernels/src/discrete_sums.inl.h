@@ -5,8 +5,8 @@
  * they do where equal elements stand behind a large one. Which additions happen depends on K alone: a row's
  * result depends on its values, never on its neighbours, its layout or the number of threads.
  */
+#include "begun.inl.h"
 #include "discrete_terms.inl.h"
-#include "load.inl.h"
 
 /* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
 #define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
@@ -78,33 +78,20 @@ FKL_INLINE struct exceptions no_exceptions(void)
     return others;
 }
 
-/* What the terms of a block still lack once they are begun, w c(s2) for each division: see struct begun. */
-struct begun_block {
-    _Alignas(64) double s2[MOST_DIVISIONS][BLOCK], w[MOST_DIVISIONS][BLOCK];
-};
-
-/* The terms of the vector from the i-th element on: their base is added up at once. */
-FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_block *begun, ptrdiff_t i, vd *sum)
-{
-    for (int k = 0; k < pass_divisions(pass); k++) {
-        vd_store(begun->s2[k] + i, x.s2[k]);
-        vd_store(begun->w[k] + i, x.w[k]);
-    }
-    *sum += x.base;
-}
-
-FKL_INLINE vd end(const enum pass pass, const struct begun_block *begun, ptrdiff_t i, vd sum)
+/* The terms of the vector from the i-th element on: their bases are added to *sum. A block for each division. */
+FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_block begun[MOST_DIVISIONS], ptrdiff_t i,
+                     vd *sum)
 {
     for (int k = 0; k < pass_divisions(pass); k++)
-        sum = vd_end((struct vd_begun){vd_load(begun->s2[k] + i), vd_load(begun->w[k] + i), sum});
-    return sum;
+        keep_begun((struct vd_begun){x.s2[k], x.w[k], x.base}, &begun[k], i);
+    *sum += x.base;
 }
 
 /* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. They and
  * their terms, begun if the pass begins them, are added to `run`. */
 FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
                             const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
-                            struct exceptions *others, struct begun_block *begun)
+                            struct exceptions *others, struct begun_block begun[MOST_DIVISIONS])
 {
     const ptrdiff_t stride = VD * type_size(type);
     p += i * type_size(type);
@@ -380,7 +367,7 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
 #endif
     const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
     const int plain = pass_plain_sums(pass);
-    struct begun_block begun;
+    struct begun_block begun[MOST_DIVISIONS];
     for (ptrdiff_t first = 0; first < n; first += RUN * LANES) {
         const ptrdiff_t end_of_run = n - first < RUN * LANES ? n : first + RUN * LANES;
         ptrdiff_t i = first;
@@ -393,33 +380,20 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
                 fkl_prefetch(p, i * size + line + c->ahead);
                 fkl_prefetch(q, i * size + line + c->ahead);
             }
-            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, &begun);
+            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, begun);
         }
         if (most > LANES && i + LANES <= end_of_run) {
-            step_double(pass, type, PARTS, i, -1, p, q, c, run, others, &begun);
+            step_double(pass, type, PARTS, i, -1, p, q, c, run, others, begun);
             i += LANES;
         }
         if (i < end_of_run)
-            step_double(pass, type, PARTS, i, end_of_run - i, p, q, c, run, others, &begun);
+            step_double(pass, type, PARTS, i, end_of_run - i, p, q, c, run, others, begun);
         for (int k = 0; k < SUMS; k++)
             for (int j = 0; j < PARTS; j++)
                 acc[k][j] = k < plain ? acc[k][j] + run[k][j] : run[k][j];
     }
-    if (pass_begins(pass)) {
-        for (ptrdiff_t first = 0; first < n; first += RUN * LANES) {
-            const ptrdiff_t end_of_run = n - first < RUN * LANES ? n : first + RUN * LANES;
-            vd run[PARTS];
-            for (int j = 0; j < PARTS; j++)
-                run[j] = vd_set(0.0);
-            for (ptrdiff_t i = first; i < end_of_run; i += LANES) {
-                FKL_UNROLL
-                for (int j = 0; j < PARTS; j++)
-                    run[j] = end(pass, &begun, i + j * VD, run[j]);
-            }
-            for (int j = 0; j < PARTS; j++)
-                acc[0][j] += run[j];
-        }
-    }
+    if (pass_begins(pass))
+        end_blocks(pass_divisions(pass), begun, n, acc[0]);
     if (pass == PASS_SUMS_MAX) {
         FKL_UNROLL
         for (int j = 0; j < PARTS; j++) {

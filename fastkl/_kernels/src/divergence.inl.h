@@ -31,4 +31,20 @@ FKL_INLINE vd js_of_probabilities(vd p, vd q, vd n, vd w)
     return js_term(p, q, zero, vd_select(md_or(no_p, no_q), p - q, n), w);
 }
 
+#if FKL_FLOAT_KERNELS
+/* phi(p, m) + phi(q, m), m = (p + q)/2, for normal p and q whose difference n is known better than they are. Both terms
+ * are taken from n or both from the rounded m, in which their sum is stationary. */
+FKL_INLINE vf js_term_float(vf p, vf q, vf n)
+{
+    const vf m = vf_half(p + q), half = n * vf_set(0.5f), log_2 = vf_set((float)FKL_LN2);
+    vf p_m, q_m, p_k = vf_octaves(p, m, &p_m), q_k = vf_octaves(q, m, &q_m); /* of opposite signs */
+    const mf near = vf_lt(vf_abs(p_k - q_k), vf_set(0.5f));
+    const vf p_n = vf_select(near, half, p - p_m), q_n = vf_select(near, -half, q - q_m);
+    const struct vf_begun first = vf_begin_at(p_n / (p + p_m), p, p_n, vf_fma(p, p_k * log_2, m - p_m));
+    struct vf_begun second = vf_begin_at(q_n / (q + q_m), q, q_n, vf_fma(q, q_k * log_2, m - q_m));
+    second.base += vf_end(first);
+    return vf_end(second);
+}
+#endif
+
 #endif

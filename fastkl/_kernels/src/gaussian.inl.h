@@ -5,22 +5,19 @@
  * (gaussian_term()), its sums over a row (add_gaussian()), rows one after the other (gaussian_along()) or, short ones,
  * a row in each lane (gaussian_across()). Rows with numbers near the ends of the range go to careful_gaussian.c.
  */
-#include "load.inl.h"
+#include "begun.inl.h"
 #include "pack.inl.h"
-#include "vmath.h"
 
 #include <float.h>
 
-/* Variances in [2^-256, 2^256) and standard deviations in [2^-128, 2^128) leave every product here far from the ends of
- * the range. Less the bits of the lower bound, those of a number within have no bit of the mask; a number below, 0 and
- * negative numbers, infinity and NaN have one. */
-FKL_INLINE uint64_t gaussian_lowest(const enum fkl_scale scale)
-{
-    return (uint64_t)(scale == FKL_VAR ? 1023 - 256 : 1023 - 128) << 52;
-}
+/* Variances in [2^-256, 2^256) and standard deviations in [2^-128, 2^128) leave every product here far from the ends
+ * of the range: the octaves to either side of 1, a power of two. Less the bits of the lower bound, those of a number
+ * within have no bit of the mask; a number below, 0 and negative numbers, infinity and NaN have one. */
+FKL_INLINE uint64_t gaussian_octaves(const enum fkl_scale scale) { return scale == FKL_VAR ? 256 : 128; }
+FKL_INLINE uint64_t gaussian_lowest(const enum fkl_scale scale) { return (1023 - gaussian_octaves(scale)) << 52; }
 FKL_INLINE uint64_t gaussian_outside(const enum fkl_scale scale)
 {
-    return ~((scale == FKL_VAR ? UINT64_C(1) << 61 : UINT64_C(1) << 60) - 1);
+    return ~((2 * gaussian_octaves(scale) << 52) - 1);
 }
 
 /* Bounds of what exponentials are taken of; in float arithmetic see vf_excess(). */
@@ -92,11 +89,6 @@ FKL_INLINE struct vd_begun gaussian_term(const enum fkl_scale scale, const int p
 /* Is there more to a term than its base? */
 FKL_INLINE int gaussian_begins(const enum fkl_scale scale) { return scale != FKL_LOGVAR; }
 
-/* What the terms of a block still lack once they are begun: w c(s2). */
-struct gaussian_begun {
-    _Alignas(64) double s2[BLOCK], w[BLOCK];
-};
-
 /* What has been summed of a row: blocks of elements, added up with TwoSum, as in the discrete family. */
 struct gaussian_sums {
     vd high[PARTS], low[PARTS];
@@ -118,7 +110,7 @@ FKL_INLINE void start_gaussian(struct gaussian_sums *sums)
  * their bases added to run. `first` is the block's first element. */
 FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const enum fkl_type type,
                               const char *const at[FKL_MOST_OPERANDS], ptrdiff_t first, ptrdiff_t i, ptrdiff_t n,
-                              ptrdiff_t ahead, vd run[PARTS], struct extent *extent, struct gaussian_begun *begun)
+                              ptrdiff_t ahead, vd run[PARTS], struct extent *extent, struct begun_block *begun)
 {
     const ptrdiff_t size = type_size(type);
     const int operands = prior ? 4 : 2;
@@ -138,10 +130,8 @@ FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const
         const struct vd_begun term = gaussian_term(scale, prior, x[0], x[1], prior ? x[2] : x[0], prior ? x[3] : x[1],
                                                    extent, j);
         run[j] += term.base;
-        if (gaussian_begins(scale)) {
-            vd_store(begun->s2 + (i - first) + j * VD, term.s2);
-            vd_store(begun->w + (i - first) + j * VD, term.w);
-        }
+        if (gaussian_begins(scale))
+            keep_begun(term, begun, i - first + j * VD);
     }
 }
 
@@ -174,7 +164,7 @@ FKL_INLINE int gaussian_in_float(const enum fkl_scale scale, const int prior, co
  * then in double. */
 FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, const enum fkl_type type,
                                  const char *const at[FKL_MOST_OPERANDS], ptrdiff_t first, ptrdiff_t i, ptrdiff_t end,
-                                 ptrdiff_t ahead, vd acc[PARTS], struct extent *extent, struct gaussian_begun *begun)
+                                 ptrdiff_t ahead, vd acc[PARTS], struct extent *extent, struct begun_block *begun)
 {
 #if FKL_FLOAT_KERNELS
     if (gaussian_in_float(scale, prior, type)) {
@@ -211,7 +201,7 @@ FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const 
 {
     const ptrdiff_t run = RUN * LANES;
     struct extent extent = sums->extent; /* in registers */
-    struct gaussian_begun begun;
+    struct begun_block begun;
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
         const ptrdiff_t end = n - start < BLOCK ? n : start + BLOCK;
         vd acc[PARTS];
@@ -220,20 +210,8 @@ FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const 
         for (ptrdiff_t i = start; i < end; i += run)
             add_gaussian_run(scale, prior, type, at, start, i, end - i < run ? end : i + run, ahead, acc, &extent,
                              &begun);
-        for (ptrdiff_t i = 0; gaussian_begins(scale) && i < end - start; i += run) {
-            const ptrdiff_t most = end - start - i < run ? end - start : i + run;
-            vd rest[PARTS];
-            for (int j = 0; j < PARTS; j++)
-                rest[j] = vd_set(0.0);
-            for (ptrdiff_t at_step = i; at_step < most; at_step += LANES) {
-                FKL_UNROLL
-                for (int j = 0; j < PARTS; j++)
-                    rest[j] = vd_end((struct vd_begun){vd_load(begun.s2 + at_step + j * VD),
-                                                       vd_load(begun.w + at_step + j * VD), rest[j]});
-            }
-            for (int j = 0; j < PARTS; j++)
-                acc[j] += rest[j];
-        }
+        if (gaussian_begins(scale))
+            end_blocks(1, &begun, end - start, acc);
         for (int j = 0; j < PARTS; j++) {
             vd lost;
             vd_two_sum(sums->high[j], acc[j], &sums->high[j], &lost);

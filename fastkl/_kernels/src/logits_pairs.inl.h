@@ -121,20 +121,6 @@ FKL_INLINE struct float_pair float_pair(const struct pair_sums *sums)
     return pair;
 }
 
-/* phi(p, m) + phi(q, m), m = (p + q)/2, for normal p and q whose difference n is known better than they are. Both terms
- * are taken from n or both from the rounded m, in which their sum is stationary. */
-FKL_INLINE vf js_term_float(vf p, vf q, vf n)
-{
-    const vf m = vf_half(p + q), half = n * vf_set(0.5f), log_2 = vf_set((float)FKL_LN2);
-    vf p_m, q_m, p_k = vf_octaves(p, m, &p_m), q_k = vf_octaves(q, m, &q_m); /* of opposite signs */
-    const mf near = vf_lt(vf_abs(p_k - q_k), vf_set(0.5f));
-    const vf p_n = vf_select(near, half, p - p_m), q_n = vf_select(near, -half, q - q_m);
-    const struct vf_begun first = vf_begin_at(p_n / (p + p_m), p, p_n, vf_fma(p, p_k * log_2, m - p_m));
-    struct vf_begun second = vf_begin_at(q_n / (q + q_m), q, q_n, vf_fma(q, q_k * log_2, m - q_m));
-    second.base += vf_end(first);
-    return vf_end(second);
-}
-
 /* The probabilities of up to LOGIT_RUN elements, times the weight of the row, and the differences of the two. */
 struct float_couples {
     _Alignas(64) float p[LOGIT_RUN], q[LOGIT_RUN], n[LOGIT_RUN];
@@ -146,9 +132,8 @@ FKL_INLINE int couple_floats(const int exact, vf a, vf b, const struct float_pai
 {
     int near = 1;
     const struct float_terms t = float_terms(exact, a, b, &pair->ref, &near);
-    const vf magic = vf_set(FKL_MAGIC_FLOAT), shifted = vf_fma(-t.x, pair->ref.c, magic);
-    const vf f = vf_fma(-t.x, pair->ref.c, magic - shifted), power = vw_float(vf_bits(shifted) << 23);
-    const vf per_q = t.weight * pair->per_q, q = vf_max(vf_set(LEAST_WEIGHT), per_q * (power * vf_exp2_fraction(f)));
+    const vf exponential = t.power * vf_exp2_fraction(t.fraction);
+    const vf per_q = t.weight * pair->per_q, q = vf_max(vf_set(LEAST_WEIGHT), per_q * exponential);
     const vf apart = vf_madd(t.x, pair->nats, pair->rest);
     vf_store(to->p + i, t.weight);
     vf_store(to->q + i, q);

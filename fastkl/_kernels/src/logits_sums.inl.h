@@ -264,7 +264,7 @@ FKL_INLINE struct float_reference float_reference(const struct reference *ref)
 }
 
 struct float_terms {
-    vf weight, x, excess;
+    vf weight, x, excess, power, fraction; /* e^-x = power 2^fraction */
 };
 
 /* The terms of VF elements, E(-x) in units of log 2, and whether all are within reach. E needs nothing of what c loses
@@ -282,9 +282,8 @@ FKL_INLINE struct float_terms float_terms(const int exact, vf a, vf b, const str
     vf f = vf_fma(bounded, ref->c_low, vf_fma(bounded, ref->c, ref->magic - shifted));
     vf w = vw_float(vf_bits(vf_exp2_fraction(f)) + (vf_bits(shifted) << 23));
     shifted = vf_fma(-x, ref->c, magic);
-    vf k = shifted - magic;
-    vf excess = vf_excess2_at(k, vw_float(vf_bits(shifted) << 23), vf_fma(-x, ref->c, -k));
-    return (struct float_terms){w, x, excess};
+    vf k = shifted - magic, power = vw_float(vf_bits(shifted) << 23), fraction = vf_fma(-x, ref->c, -k);
+    return (struct float_terms){w, x, vf_excess2_at(k, power, fraction), power, fraction};
 }
 
 /* 2 LANES elements, or the last n of a row where n > 0, added to run, or to sums if not all are within reach. */
