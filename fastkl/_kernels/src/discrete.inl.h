@@ -56,15 +56,15 @@ static double peaked_cross_entropy(struct group *g, double cell)
     double p_cell = load_any((enum fkl_type)g->p.rows->type, g->p.rows->swapped,
                              g->p.rows->data + g->p.first * g->p.rows->row_stride + at * g->p.rows->item_stride);
     struct totals before = {{{0}}, 0}, after = {{{0}}, 0};
-    run_f64(PASS_SUMS, g, 1, 0, at, &before);
-    run_f64(PASS_SUMS, g, 1, at + 1, length, &after);
+    along_PASS_SUMS_FKL_F64(g, 1, 0, at, &before);
+    along_PASS_SUMS_FKL_F64(g, 1, at + 1, length, &after);
     double others = at > 0 ? before.sum[1][0] : 0.0;
     others += at + 1 < length ? after.sum[1][0] : 0.0;
     double lanes[LANES];
     vd_store(lanes, vd_log1p(vd_set(others / cell)));
     double value = p_cell == 0.0 ? 0.0 : p_cell * lanes[0];
-    run_f64(PASS_CROSS, g, 1, 0, at, &before);
-    run_f64(PASS_CROSS, g, 1, at + 1, length, &after);
+    along_PASS_CROSS_FKL_F64(g, 1, 0, at, &before);
+    along_PASS_CROSS_FKL_F64(g, 1, at + 1, length, &after);
     value += at > 0 ? before.sum[0][0] : 0.0;
     value += at + 1 < length ? after.sum[0][0] : 0.0;
     return value / g->context.p_sum[0] / g->problem->log_base;
@@ -88,7 +88,7 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
 
     start_group(&g, p, q, problem, FKL_F64, order, scratch);
     open_group(&g, row, 1);
-    run_f64(PASS_SUMS_EXACT, &g, 1, 0, length, &sums);
+    along_PASS_SUMS_EXACT_FKL_F64(&g, 1, 0, length, &sums);
     for (int k = 0; k < SUMS; k++) /* all lanes alike, so that none holds rubbish */
         for (int i = 1; i < LANES; i++)
             sums.sum[k][i] = sums.sum[k][0];
@@ -96,10 +96,10 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
         return NAN;
     if (op != FKL_WASSERSTEIN && (prepare(&g, &sums, 1, SUM_LOW, SUM_HIGH) & 1)) {
         if (op == FKL_CROSS_ENTROPY) {
-            run_f64(PASS_SUMS_MAX, &g, 1, 0, length, &terms);
+            along_PASS_SUMS_MAX_FKL_F64(&g, 1, 0, length, &terms);
             return peaked_cross_entropy(&g, terms.sum[2][0]);
         }
-        run_f64(term_pass(op, problem, 1), &g, 1, 0, length, &terms);
+        runners(FKL_F64, 0)[term_pass(op, problem, 1)](&g, 1, 0, length, &terms);
         if (op == FKL_RENYI)
             return renyi_overflows(&g, &terms, 0) ? careful(op, p, q, row, problem) : finish_renyi(&g, &terms, 0);
         for (int k = 0; k < SUMS; k++)
@@ -216,7 +216,7 @@ struct plan {
     int across;         /* rows are short: eight at a time, one per lane */
     enum fkl_type type; /* in which rows are read */
     int floats;         /* sums and terms are taken in float arithmetic */
-    pass_runner *run;
+    pass_runner *const *run; /* by pass */
     enum pass sums_pass, terms_pass;
     ptrdiff_t together; /* rows in a group */
     void *scratch;
@@ -262,7 +262,7 @@ static void two_passes(const struct plan *plan, struct batch *batch, struct grou
     struct totals sums[GROUPS], terms[GROUPS];
 
     open_groups(plan, batch, g, from, to, sums);
-    plan->run(plan->sums_pass, g, groups, 0, length, sums);
+    plan->run[plan->sums_pass](g, groups, 0, length, sums);
     for (int i = 0; i < groups; i++) {
         batch->good[from + i] = prepare(&g[i], &sums[i], exact, plan->floats ? SUM_LOW_FLOAT : SUM_LOW,
                                         plan->floats ? SUM_HIGH_FLOAT : SUM_HIGH);
@@ -275,7 +275,7 @@ static void two_passes(const struct plan *plan, struct batch *batch, struct grou
             wasserstein(&g[i], batch->result[from + i]);
         return;
     }
-    plan->run(plan->terms_pass, g, groups, 0, length, terms);
+    plan->run[plan->terms_pass](g, groups, 0, length, terms);
     for (int i = 0; i < groups; i++) {
         double *result = batch->result[from + i];
         unsigned *good = &batch->good[from + i];
@@ -297,7 +297,7 @@ static void one_pass(const struct plan *plan, struct batch *batch, struct group 
 {
     struct totals terms[GROUPS];
     open_groups(plan, batch, g, 0, batch->groups, terms);
-    plan->run(PASS_KL, g, batch->groups, 0, plan->problem->length, terms);
+    plan->run[PASS_KL](g, batch->groups, 0, plan->problem->length, terms);
     for (int i = 0; i < batch->groups; i++)
         batch->good[i] = finish_kl(&terms[i], plan->problem, plan->floats, batch->result[i]);
     for (int i = 0; i < batch->groups; i++) {
@@ -307,7 +307,7 @@ static void one_pass(const struct plan *plan, struct batch *batch, struct group 
             continue;
         struct plan second = *plan;
         second.type = plan->type == FKL_F64 ? FKL_F64 : FKL_F32;
-        second.run = runner(second.type, plan->across);
+        second.run = runners(second.type, plan->across);
         second.floats = 0;
         struct group again;
         start_groups(&second, &again, i, i + 1);
@@ -357,7 +357,7 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
         .p_columns = scratch,
     };
     plan.q_columns = q == p ? plan.p_columns : plan.p_columns + FKL_PACKED_ROWS * 8 * length;
-    plan.run = runner(plan.type, across);
+    plan.run = runners(plan.type, across);
     plan.floats = in_float(single ? PASS_KL : plan.terms_pass, plan.type);
     /* Where c enters squared, or not at all, the plain sums will do. Of float rows, PASS_SUMS is good for terms in float
      * alone. */

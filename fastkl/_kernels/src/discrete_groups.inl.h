@@ -34,9 +34,14 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
                           ptrdiff_t end, struct totals *t)
 {
     const ptrdiff_t tile_length = fkl_tile_length(g->problem->length);
+    /* Rows of one block have plain sums for each lane, which are added up for all rows at a time. */
+    const int one_block = end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE;
+    _Alignas(64) double lanes[LANES][SUMS][LANES];
+    struct begun_runs begun;
     struct sums sums[LANES];
 
     t->special = 0;
+    start_begun(&begun, lanes[0][0]);
     for (int i = 0; i < g->count; i++)
         sums[i].blocks = sums[i].special = 0;
     for (ptrdiff_t start = begin; start < end; start += g->chunk) {
@@ -53,14 +58,10 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
             const char *p = row_start(&g->p, i, type, start, tile_length);
             const char *q = row_start(&g->q, i, type, start, tile_length);
             const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order, g->ahead);
-            if (end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE) {
-                /* Short rows, sums and all in registers. */
-                vd acc[SUMS][PARTS];
+            if (one_block) {
                 struct exceptions others = no_exceptions();
-                add_block(pass, type, p, q, n, &c, acc, &others);
+                add_block(pass, type, 0, p, q, n, &c, lanes[i], &others, &begun);
                 t->special |= (unsigned)any_special(&others) << i;
-                for (int k = 0; k < pass_sums(pass); k++)
-                    t->sum[k][i] = pass_has_maximum(pass) && k == 2 ? vd_max_lanes(acc[k]) : vd_add_lanes(acc[k]);
             } else {
                 pass_along(pass, type, p, q, n, &c, &sums[i]);
                 if (start + n == end)
@@ -68,20 +69,37 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
             }
         }
     }
+    if (!one_block)
+        return;
+    end_last(pass_divisions(pass), &begun);
+    for (int k = 0; k < pass_sums(pass); k++) {
+        if (pass_has_maximum(pass) && k == 2) {
+            for (int i = 0; i < g->count; i++)
+                t->sum[k][i] = largest_lane(lanes[i][k]);
+        } else if (g->count == LANES) {
+            vd_add_lanes_of_rows(lanes[0][k], SUMS * LANES, t->sum[k]);
+        } else {
+            for (int i = 0; i < g->count; i++)
+                t->sum[k][i] = add_lanes(lanes[i][k]);
+        }
+    }
 }
 
-/* Eight rows of at most FKL_SHORT elements, one row per lane: see pack_columns(). */
-FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, const struct group *g, struct totals *t)
+/* Groups of eight rows of at most FKL_SHORT elements, one row per lane: see pack_columns(). */
+FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, const struct group *groups, int count,
+                            struct totals *totals)
 {
-    const struct vcontext c = lane_context(&g->context, g->problem->parameter, g->order, 0);
-    vd acc[SUMS][PARTS];
-    struct exceptions others = no_exceptions();
-    add_block(pass, type, g->p.tile, g->q.tile, LANES * g->problem->length, &c, acc, &others);
-    for (int k = 0; k < pass_sums(pass); k++)
-        for (int j = 0; j < PARTS; j++)
-            vd_store(&t->sum[k][j * VD], acc[k][j]);
-    t->special = 0;
-    if (any_special(&others)) {
+    struct begun_runs begun;
+    start_begun(&begun, totals[0].sum[0]);
+    for (int k = 0; k < count; k++) {
+        const struct group *g = &groups[k];
+        struct totals *t = &totals[k];
+        const struct vcontext c = lane_context(&g->context, g->problem->parameter, g->order, 0);
+        struct exceptions others = no_exceptions();
+        add_block(pass, type, 1, g->p.tile, g->q.tile, LANES * g->problem->length, &c, t->sum, &others, &begun);
+        t->special = 0;
+        if (!any_special(&others))
+            continue;
         if (in_float(pass, type)) {
             uint32_t bits[2 * LANES];
             memcpy(bits, others.special, sizeof bits);
@@ -94,67 +112,61 @@ FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, cons
                 t->special |= (unsigned)(bits[i] != 0) << i;
         }
     }
+    end_last(pass_divisions(pass), &begun);
 }
 
-/* One pass over the rows of some groups, whichever way they lie. The switch is the one place where passes are
- * instantiated. */
-#define FKL_RUN(PASS)                                                                                                  \
-    case PASS:                                                                                                         \
-        for (int i = 0; i < groups; i++) {                                                                             \
-            if (across)                                                                                                \
-                pass_across(PASS, type, &g[i], &t[i]);                                                                 \
-            else                                                                                                       \
-                run_range(PASS, type, &g[i], begin, end, &t[i]);                                                       \
-        }                                                                                                              \
-        return;
+/* A pass over the rows of some groups. Each is a function by itself, instantiated here and nowhere else. */
+typedef void pass_runner(struct group *g, int groups, ptrdiff_t begin, ptrdiff_t end, struct totals *t);
 
-FKL_INLINE void run_pass_typed(const enum fkl_type type, const int across, enum pass pass, struct group *g, int groups,
-                               ptrdiff_t begin, ptrdiff_t end, struct totals *t)
-{
-    switch (pass) { /* what the 16-bit types are read for: see effective_type() */
-        FKL_RUN(PASS_SUMS)
-        FKL_RUN(PASS_KL)
-        FKL_RUN(PASS_JS_HALF)
-    default:
-        break;
-    }
-    if (type == FKL_F16 || type == FKL_BF16)
-        return;
-    switch (pass) {
-        FKL_RUN(PASS_SUMS_MAX)
-        FKL_RUN(PASS_SUMS_EXACT)
-        FKL_RUN(PASS_KL_PAIR)
-        FKL_RUN(PASS_DIFFERENCE)
-        FKL_RUN(PASS_JEFFREYS)
-        FKL_RUN(PASS_JS)
-        FKL_RUN(PASS_CROSS)
-        FKL_RUN(PASS_VARIATION)
-        FKL_RUN(PASS_HELLINGER)
-        FKL_RUN(PASS_RENYI)
-        FKL_RUN(PASS_SUPPORT)
-    default:
-        break;
-    }
-}
-#undef FKL_RUN
+#define FKL_FLOAT_PASSES(DO, TYPE) DO(PASS_SUMS, TYPE) DO(PASS_KL, TYPE) DO(PASS_JS_HALF, TYPE)
+#define FKL_PASSES(DO, TYPE)                                                                                           \
+    FKL_FLOAT_PASSES(DO, TYPE)                                                                                         \
+    DO(PASS_SUMS_MAX, TYPE) DO(PASS_SUMS_EXACT, TYPE) DO(PASS_KL_PAIR, TYPE) DO(PASS_DIFFERENCE, TYPE)                 \
+    DO(PASS_JEFFREYS, TYPE) DO(PASS_JS, TYPE) DO(PASS_CROSS, TYPE) DO(PASS_VARIATION, TYPE) DO(PASS_HELLINGER, TYPE)   \
+    DO(PASS_RENYI, TYPE) DO(PASS_SUPPORT, TYPE)
 
-typedef void pass_runner(enum pass pass, struct group *g, int groups, ptrdiff_t begin, ptrdiff_t end,
-                         struct totals *t);
-#define FKL_RUNNER(NAME, TYPE, ACROSS)                                                                                 \
-    static void NAME(enum pass pass, struct group *g, int groups, ptrdiff_t begin, ptrdiff_t end, struct totals *t)    \
+#define FKL_ALONG(PASS, TYPE)                                                                                          \
+    static FKL_NOINLINE void along_##PASS##_##TYPE(struct group *g, int groups, ptrdiff_t begin, ptrdiff_t end,        \
+                                                   struct totals *t)                                                   \
     {                                                                                                                  \
-        run_pass_typed(TYPE, ACROSS, pass, g, groups, begin, end, t);                                                  \
+        for (int i = 0; i < groups; i++)                                                                               \
+            run_range(PASS, TYPE, &g[i], begin, end, &t[i]);                                                           \
     }
-FKL_RUNNER(run_f64, FKL_F64, 0)
-FKL_RUNNER(run_f32, FKL_F32, 0)
-FKL_RUNNER(run_f16, FKL_F16, 0)
-FKL_RUNNER(run_bf16, FKL_BF16, 0)
-FKL_RUNNER(run_across_f64, FKL_F64, 1)
-FKL_RUNNER(run_across_f32, FKL_F32, 1)
-#undef FKL_RUNNER
+#define FKL_ACROSS(PASS, TYPE)                                                                                         \
+    static FKL_NOINLINE void across_##PASS##_##TYPE(struct group *g, int groups, ptrdiff_t begin, ptrdiff_t end,       \
+                                                    struct totals *t)                                                  \
+    {                                                                                                                  \
+        (void)begin, (void)end;                                                                                        \
+        pass_across(PASS, TYPE, g, groups, t);                                                                         \
+    }
+FKL_PASSES(FKL_ALONG, FKL_F64)
+FKL_PASSES(FKL_ALONG, FKL_F32)
+FKL_FLOAT_PASSES(FKL_ALONG, FKL_F16)
+FKL_FLOAT_PASSES(FKL_ALONG, FKL_BF16)
+FKL_PASSES(FKL_ACROSS, FKL_F64)
+FKL_PASSES(FKL_ACROSS, FKL_F32)
 
-static pass_runner *runner(enum fkl_type type, int across)
+/* By type and pass. */
+#define FKL_NAME_ALONG(PASS, TYPE) [TYPE][PASS] = along_##PASS##_##TYPE,
+#define FKL_NAME_ACROSS(PASS, TYPE) [TYPE][PASS] = across_##PASS##_##TYPE,
+static pass_runner *const runners_along[FKL_ROW_TYPES][PASSES] = {
+    FKL_PASSES(FKL_NAME_ALONG, FKL_F64)
+    FKL_PASSES(FKL_NAME_ALONG, FKL_F32)
+    FKL_FLOAT_PASSES(FKL_NAME_ALONG, FKL_F16)
+    FKL_FLOAT_PASSES(FKL_NAME_ALONG, FKL_BF16)
+};
+static pass_runner *const runners_across[FKL_ROW_TYPES][PASSES] = {
+    FKL_PASSES(FKL_NAME_ACROSS, FKL_F64)
+    FKL_PASSES(FKL_NAME_ACROSS, FKL_F32)
+};
+#undef FKL_FLOAT_PASSES
+#undef FKL_PASSES
+#undef FKL_ALONG
+#undef FKL_ACROSS
+#undef FKL_NAME_ALONG
+#undef FKL_NAME_ACROSS
+
+static pass_runner *const *runners(enum fkl_type type, int across)
 {
-    static pass_runner *const along[FKL_ROW_TYPES] = {run_f64, run_f32, run_f16, run_bf16};
-    return !across ? along[type] : type == FKL_F64 ? run_across_f64 : run_across_f32;
+    return across ? runners_across[type] : runners_along[type];
 }

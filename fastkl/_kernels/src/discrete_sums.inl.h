@@ -78,20 +78,35 @@ FKL_INLINE struct exceptions no_exceptions(void)
     return others;
 }
 
-/* The terms of the vector from the i-th element on: their bases are added to *sum. A block for each division. */
-FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_block begun[MOST_DIVISIONS], ptrdiff_t i,
-                     vd *sum)
+/* The terms of the vector from the i-th element of a run on: their bases are added to *sum. */
+FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_run *begun, ptrdiff_t i, vd *sum)
 {
     for (int k = 0; k < pass_divisions(pass); k++)
-        keep_begun((struct vd_begun){x.s2[k], x.w[k], x.base}, &begun[k], i);
+        keep_begun((struct vd_begun){x.s2[k], x.w[k], x.base}, begun, k, i);
     *sum += x.base;
 }
 
-/* `vectors` registers' worth of elements from the i-th of a block; the last n < LANES of a row where n >= 0. They and
+/* Of both operands, the `bytes` bytes behind those at offset i that will be wanted next: by this pass, or, `ahead` bytes
+ * from here, by the next one. */
+FKL_INLINE void ask_for_more(const enum pass pass, const char *p, const char *q, ptrdiff_t i, ptrdiff_t bytes,
+                             ptrdiff_t ahead)
+{
+    if (pass == PASS_KL) { /* the only one over most rows */
+        ask_far_ahead(2, p, i, bytes);
+        ask_far_ahead(2, q, i, bytes);
+        return;
+    }
+    for (ptrdiff_t line = 0; line < bytes; line += 64) {
+        fkl_prefetch(p, i + line + ahead);
+        fkl_prefetch(q, i + line + ahead);
+    }
+}
+
+/* `vectors` registers' worth of elements from the i-th of a run; the last n < LANES of a row where n >= 0. They and
  * their terms, begun if the pass begins them, are added to `run`. */
 FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
                             const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
-                            struct exceptions *others, struct begun_block begun[MOST_DIVISIONS])
+                            struct exceptions *others, struct begun_run *begun)
 {
     const ptrdiff_t stride = VD * type_size(type);
     p += i * type_size(type);
@@ -151,7 +166,7 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
 
 #if FKL_FLOAT_KERNELS
 /* Terms of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double; elements in
- * double at once. Of longer runs the roundings tell where they all go one way, as behind the peak of a smoothed label:
+ * pairs, too. Of longer runs the roundings tell where they all go one way, as behind the peak of a smoothed label:
  * four steps made 5.4 ulp of KL. */
 #define FLOAT_RUN 2
 
@@ -176,19 +191,6 @@ FKL_INLINE vf end_float(const enum pass pass, const struct begun_float_block *be
     return sum;
 }
 
-/* The j-th vector of a step, x, from `from`, added to the double lanes its elements belong to: floats from memory
- * again, which is cheaper than out of the register. */
-FKL_INLINE void add_elements_float(const enum fkl_type type, ptrdiff_t n, const char *from, const int j, vf x,
-                                   vd sum[PARTS])
-{
-    if (type == FKL_F32 && n < 0) {
-        sum[2 * j % PARTS] += vh_load_double(from);
-        sum[(2 * j + 1) % PARTS] += vh_load_double(from + 4 * VD);
-    } else {
-        add_floats(sum, j, x);
-    }
-}
-
 /* step_double() in float; its terms are added up when they are ended. */
 FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
                            const char *p, const char *q, const struct fcontext *c, vd p_sum[PARTS], vd q_sum[PARTS],
@@ -205,11 +207,12 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
         y[j] = n < 0 ? load_float(type, q + j * stride) : load_float_part(type, part ? q + j * stride : q, part);
     }
     FKL_UNROLL
+    for (int j = 0; pass != PASS_JS_HALF && j < vectors; j += PARTS) {
+        add_folded(p_sum, x + j);
+        add_folded(q_sum, y + j);
+    }
+    FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
-        if (pass != PASS_JS_HALF) {
-            add_elements_float(type, n, p + j * stride, j, x[j], p_sum);
-            add_elements_float(type, n, q + j * stride, j, y[j], q_sum);
-        }
         low[j] = vf_set(0.0f);
         if (pass_scales(pass))
             y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
@@ -255,10 +258,7 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
     for (int j = 0; j < PARTS; j++)
         p_sum[j] = q_sum[j] = vd_set(0.0);
     for (; i + most <= n; i += most) {
-        for (ptrdiff_t line = 0; line < most * size; line += 64) {
-            fkl_prefetch(p, i * size + line + ahead);
-            fkl_prefetch(q, i * size + line + ahead);
-        }
+        ask_for_more(pass, p, q, i * size, most * size, ahead);
         step_float(pass, type, MOST_VECTORS, i, -1, p, q, c, p_sum, q_sum, others, &begun);
     }
     if (most > step && i + step <= n) {
@@ -310,7 +310,7 @@ FKL_INLINE struct vcontext row_context(const struct context *context, int row, d
 /* Those of eight rows, each in its lane. */
 FKL_INLINE struct vcontext lane_context(const struct context *context, double weight, double order, ptrdiff_t ahead)
 {
-    struct vcontext c = {.weight = vd_set(weight), .order = vd_set(order), .across = 1, .ahead = ahead};
+    struct vcontext c = {.weight = vd_set(weight), .order = vd_set(order), .ahead = ahead};
     for (int j = 0; j < PARTS; j++) {
         c.c[j] = vd_load(&context->c[j * VD]);
         c.c_low[j] = vd_load(&context->c_low[j * VD]);
@@ -322,7 +322,7 @@ FKL_INLINE struct vcontext lane_context(const struct context *context, double we
 
 #if FKL_FLOAT_KERNELS
 /* c as two floats: of one row, or of eight, where floats i and i + 8 belong to row i. */
-FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcontext *c)
+FKL_INLINE struct fcontext float_context(const enum pass pass, const int across, const struct vcontext *c)
 {
     struct fcontext f;
     for (int j = 0; j < PARTS; j++) {
@@ -330,7 +330,7 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcon
         f.c[j] = vf_set((float)high);
         f.c_low[j] = vf_set((float)((high - (float)high) + c->c_low[0][0]));
     }
-    if (c->across && pass_scales(pass)) {
+    if (across && pass_scales(pass)) {
         double high[LANES], low[LANES];
         float c_high[2 * LANES], c_low[2 * LANES];
         for (int j = 0; j < PARTS; j++) {
@@ -350,50 +350,76 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const struct vcon
 }
 #endif
 
-/* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
- * of special elements added to others. */
-FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
-                          const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others)
+/* A run of n <= RUN * LANES elements, added to the sums of its block, acc. Terms that are begun wait to be added to
+ * `sum`; those of the run before, be it of this row or of another, are ended. */
+FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const int across, const char *p, const char *q,
+                        ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others,
+                        struct begun_runs *begun, double sum[LANES])
 {
+    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD, whole = RUN * LANES;
+    const int plain = pass_plain_sums(pass), divisions = pass_divisions(pass);
+    struct begun_run *const now = &begun->runs[begun->waits ^ 1], *const waiting = &begun->runs[begun->waits];
+    vd run[SUMS][PARTS], ends[PARTS]; /* plain sums begin with 0, the others go on from those of the block */
+    for (int j = 0; j < PARTS; j++) {
+        for (int k = 0; k < SUMS; k++)
+            run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
+        ends[j] = vd_set(0.0);
+    }
+    if (divisions > 0 && FKL_LIKELY(n == whole && begun->count == whole)) {
+        for (ptrdiff_t i = 0; i < whole; i += most) {
+            if (!across)
+                ask_for_more(pass, p, q, i * size, most * size, c->ahead);
+            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, now);
+            end_begun(divisions, MOST_VECTORS, waiting, i, ends);
+        }
+    } else {
+        ptrdiff_t i = 0;
+        for (; i + most <= n; i += most) {
+            if (!across)
+                ask_for_more(pass, p, q, i * size, most * size, c->ahead);
+            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, now);
+        }
+        if (most > LANES && i + LANES <= n) {
+            step_double(pass, type, PARTS, i, -1, p, q, c, run, others, now);
+            i += LANES;
+        }
+        if (i < n)
+            step_double(pass, type, PARTS, i, n - i, p, q, c, run, others, now);
+        if (divisions > 0)
+            end_run(divisions, begun, ends);
+    }
+    for (int k = 0; k < SUMS; k++)
+        for (int j = 0; j < PARTS; j++)
+            acc[k][j] = k < plain ? acc[k][j] + run[k][j] : run[k][j];
+    if (divisions > 0)
+        turn_begun(begun, ends, n, sum);
+}
+
+/* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
+ * of special elements added to others. Some terms may still wait in begun: see end_last(). */
+FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const int across, const char *p,
+                          const char *q, ptrdiff_t n, const struct vcontext *c, double sums[SUMS][LANES],
+                          struct exceptions *others, struct begun_runs *begun)
+{
+    vd acc[SUMS][PARTS];
     for (int k = 0; k < SUMS; k++)
         for (int j = 0; j < PARTS; j++)
             acc[k][j] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
-#if FKL_FLOAT_KERNELS
     if (in_float(pass, type)) {
-        const struct fcontext f = float_context(pass, c);
+#if FKL_FLOAT_KERNELS
+        const struct fcontext f = float_context(pass, across, c);
         add_block_float(pass, type, p, q, n, &f, c->ahead, acc, others);
-        return;
-    }
 #endif
-    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
-    const int plain = pass_plain_sums(pass);
-    struct begun_block begun[MOST_DIVISIONS];
-    for (ptrdiff_t first = 0; first < n; first += RUN * LANES) {
-        const ptrdiff_t end_of_run = n - first < RUN * LANES ? n : first + RUN * LANES;
-        ptrdiff_t i = first;
-        vd run[SUMS][PARTS]; /* plain sums begin with 0, the others go on from those of the block */
-        for (int k = 0; k < SUMS; k++)
-            for (int j = 0; j < PARTS; j++)
-                run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
-        for (; i + most <= end_of_run; i += most) {
-            for (ptrdiff_t line = 0; !c->across && line < most * size; line += 64) {
-                fkl_prefetch(p, i * size + line + c->ahead);
-                fkl_prefetch(q, i * size + line + c->ahead);
-            }
-            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, begun);
-        }
-        if (most > LANES && i + LANES <= end_of_run) {
-            step_double(pass, type, PARTS, i, -1, p, q, c, run, others, begun);
-            i += LANES;
-        }
-        if (i < end_of_run)
-            step_double(pass, type, PARTS, i, end_of_run - i, p, q, c, run, others, begun);
-        for (int k = 0; k < SUMS; k++)
-            for (int j = 0; j < PARTS; j++)
-                acc[k][j] = k < plain ? acc[k][j] + run[k][j] : run[k][j];
+    } else {
+        const ptrdiff_t size = type_size(type), run = RUN * LANES;
+        for (int j = 0; pass_begins(pass) && j < PARTS; j++)
+            vd_store(sums[0] + j * VD, acc[0][j]);
+        for (ptrdiff_t i = 0; i < n; i += run)
+            add_run(pass, type, across, p + i * size, q + i * size, n - i < run ? n - i : run, c, acc, others, begun,
+                    sums[0]);
+        for (int j = 0; pass_begins(pass) && j < PARTS; j++)
+            acc[0][j] += vd_load(sums[0] + j * VD); /* of all runs but the last */
     }
-    if (pass_begins(pass))
-        end_blocks(pass_divisions(pass), begun, n, acc[0]);
     if (pass == PASS_SUMS_MAX) {
         FKL_UNROLL
         for (int j = 0; j < PARTS; j++) {
@@ -401,6 +427,9 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
             acc[1][j] += acc[4][j];
         }
     }
+    for (int k = 0; k < pass_sums(pass); k++)
+        for (int j = 0; j < PARTS; j++)
+            vd_store(sums[k] + j * VD, acc[k][j]);
 }
 
 FKL_INLINE int any_special(const struct exceptions *others)
@@ -416,19 +445,22 @@ FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const
                            const struct vcontext *c, struct sums *s)
 {
     struct exceptions others = no_exceptions();
+    struct begun_runs begun;
+    _Alignas(64) double sums[SUMS][LANES];
+    start_begun(&begun, sums[0]);
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
-        vd acc[SUMS][PARTS];
-        add_block(pass, type, p + start * type_size(type), q + start * type_size(type),
-                  n - start < BLOCK ? n - start : BLOCK, c, acc, &others);
+        add_block(pass, type, 0, p + start * type_size(type), q + start * type_size(type),
+                  n - start < BLOCK ? n - start : BLOCK, c, sums, &others, &begun);
+        end_last(pass_divisions(pass), &begun);
         for (int k = 0; k < pass_sums(pass); k++) {
             for (int j = 0; j < PARTS; j++) {
-                vd high = acc[k][j], low = vd_set(0.0);
+                vd sum = vd_load(&sums[k][j * VD]), high = sum, low = vd_set(0.0);
                 if (s->blocks > 0) {
                     high = vd_load(&s->high[k][j * VD]);
                     if (pass_has_maximum(pass) && k == 2) {
-                        high = vd_max(high, acc[k][j]);
+                        high = vd_max(high, sum);
                     } else {
-                        vd_two_sum(high, acc[k][j], &high, &low);
+                        vd_two_sum(high, sum, &high, &low);
                         low += vd_load(&s->low[k][j * VD]);
                     }
                 }
@@ -449,13 +481,11 @@ FKL_INLINE double add_lanes(const double x[LANES])
     return vd_add_lanes(parts);
 }
 
-FKL_INLINE double vd_max_lanes(const vd x[PARTS])
+FKL_INLINE double largest_lane(const double x[LANES])
 {
-    double lanes[LANES], m = -INFINITY;
-    for (int j = 0; j < PARTS; j++)
-        vd_store(lanes + j * VD, x[j]);
+    double m = -INFINITY;
     for (int i = 0; i < LANES; i++)
-        m = lanes[i] > m ? lanes[i] : m;
+        m = x[i] > m ? x[i] : m;
     return m;
 }
 
@@ -501,10 +531,7 @@ FKL_INLINE void total_row(const enum pass pass, const struct sums *s, struct tot
     }
     for (int k = 0; k < (pass == PASS_DIFFERENCE ? 1 : count); k++) {
         if (maximum && k == 2) {
-            vd parts[PARTS];
-            for (int j = 0; j < PARTS; j++)
-                parts[j] = vd_load(&s->high[k][j * VD]);
-            t->sum[k][row] = vd_max_lanes(parts);
+            t->sum[k][row] = largest_lane(s->high[k]);
         } else {
             double high = add_lanes(s->high[k]); /* where it is infinite, what adding it up lost is NaN */
             t->sum[k][row] = s->blocks > 1 && !isinf(high) ? high + add_lanes(s->low[k]) : high;

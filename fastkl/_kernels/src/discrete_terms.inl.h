@@ -31,7 +31,8 @@ enum pass {
     PASS_HELLINGER,  /* sum (sqrt p - sqrt(c q))^2 */
     PASS_RENYI,      /* sum p (r^b - 1), sum p r^b, max log r, where r = p / c q: see element() */
     PASS_SUPPORT,    /* sum of q where p > 0, and where p = 0 */
-    PASS_SUMS_EXACT  /* sum p, sum q, sum (p - q), and the compensations of all three */
+    PASS_SUMS_EXACT, /* sum p, sum q, sum (p - q), and the compensations of all three */
+    PASSES
 };
 #define SUMS 6
 
@@ -45,7 +46,6 @@ struct context {
 /* The same in registers: for the elements of one row alike in all lanes, else a row in each lane. */
 struct vcontext {
     vd c[PARTS], c_low[PARTS], total[PARTS], half[PARTS], weight, order;
-    int across;      /* a row in each lane? */
     ptrdiff_t ahead; /* what a stream is asked for ahead of itself, in bytes */
 };
 
@@ -137,9 +137,8 @@ FKL_INLINE int pass_begins(const enum pass pass)
     return pass == PASS_KL || pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE || pass == PASS_JS_HALF;
 }
 
-/* How many divisions such a term has. */
-#define MOST_DIVISIONS 2
-FKL_INLINE int pass_divisions(const enum pass pass) { return pass == PASS_JS_HALF ? 2 : 1; }
+/* How many divisions such a term has; 0 for those of the other passes. */
+FKL_INLINE int pass_divisions(const enum pass pass) { return pass == PASS_JS_HALF ? 2 : pass_begins(pass) ? 1 : 0; }
 
 /* A term: base + w c(s2) of each division. */
 struct begun {

@@ -36,7 +36,7 @@ FKL_INLINE vd js_of_probabilities(vd p, vd q, vd n, vd w)
  * are taken from n or both from the rounded m, in which their sum is stationary. */
 FKL_INLINE vf js_term_float(vf p, vf q, vf n)
 {
-    const vf m = vf_half(p + q), half = n * vf_set(0.5f), log_2 = vf_set((float)FKL_LN2);
+    const vf m = vf_half(p + q), half = n * vf_set(0.5f), log_2 = vf_set((float)(FKL_LN2 / FKL_OCTAVE_FLOAT));
     vf p_m, q_m, p_k = vf_octaves(p, m, &p_m), q_k = vf_octaves(q, m, &q_m); /* of opposite signs */
     const mf near = vf_lt(vf_abs(p_k - q_k), vf_set(0.5f));
     const vf p_n = vf_select(near, half, p - p_m), q_n = vf_select(near, -half, q - q_m);

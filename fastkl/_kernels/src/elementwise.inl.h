@@ -15,7 +15,7 @@
 
 /* Where neither log(x/y) nor phi(x, y) leaves the range on the way: see vd_phi(). And e^y: see vd_exp_excess(). */
 #define ELEMENT_LEAST 0x1p-1021
-#define ELEMENT_MOST 0x1p980
+#define ELEMENT_MOST 0x1p960
 #define EXPONENT_MOST 700.0
 #define FLOAT_EXPONENT_MOST 80.0f
 
@@ -308,8 +308,8 @@ FKL_INLINE void add_kl_terms(const enum fkl_element_op op, const enum fkl_type t
         for (int j = 0; j < PARTS; j++)
             acc[j] = vd_set(0.0);
         for (; i + step <= end; i += step) {
-            fkl_prefetch(x, i * size + AHEAD);
-            fkl_prefetch(y, i * size + AHEAD);
+            ask_far_ahead(2, x, i * size, 64);
+            ask_far_ahead(2, y, i * size, 64);
             add_kl_step(op, type, x + i * size, y + i * size, -1, acc);
         }
         if (i < end)

@@ -107,16 +107,16 @@ FKL_INLINE void start_gaussian(struct gaussian_sums *sums)
 }
 
 /* LANES elements from the i-th at `at` on, or the last n < LANES of a row where n >= 0: their terms are begun, and
- * their bases added to run. `first` is the block's first element. */
-FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const enum fkl_type type,
+ * their bases added to run. `first` is the run's first element. */
+FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const enum fkl_type type, const int across,
                               const char *const at[FKL_MOST_OPERANDS], ptrdiff_t first, ptrdiff_t i, ptrdiff_t n,
-                              ptrdiff_t ahead, vd run[PARTS], struct extent *extent, struct begun_block *begun)
+                              vd run[PARTS], struct extent *extent, struct begun_run *begun)
 {
     const ptrdiff_t size = type_size(type);
     const int operands = prior ? 4 : 2;
     FKL_UNROLL
-    for (int k = 0; k < operands; k++)
-        fkl_prefetch(at[k], i * size + ahead);
+    for (int k = 0; !across && k < operands; k++)
+        ask_far_ahead(operands, at[k], i * size, LANES * size);
     FKL_UNROLL
     for (int j = 0; j < PARTS; j++) {
         vd x[FKL_MOST_OPERANDS];
@@ -131,18 +131,18 @@ FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const
                                                    extent, j);
         run[j] += term.base;
         if (gaussian_begins(scale))
-            keep_begun(term, begun, i - first + j * VD);
+            keep_begun(term, begun, 0, i - first + j * VD);
     }
 }
 
 #if FKL_FLOAT_KERNELS
 /* The same for the term of a variational autoencoder, m^2 + E(lp), of floats in float arithmetic: 2 LANES elements, or
  * the last n < 2 LANES of a row. */
-FKL_INLINE void gaussian_step_float(const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i, ptrdiff_t n, ptrdiff_t ahead,
-                                    vf run[PARTS], struct extent *extent)
+FKL_INLINE void gaussian_step_float(const int across, const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i,
+                                    ptrdiff_t n, vf run[PARTS], struct extent *extent)
 {
-    fkl_prefetch(at[0], i * 4 + ahead);
-    fkl_prefetch(at[1], i * 4 + ahead);
+    for (int k = 0; !across && k < 2; k++)
+        ask_far_ahead(2, at[k], i * 4, 8 * LANES);
     FKL_UNROLL
     for (int j = 0; j < PARTS; j++) {
         const ptrdiff_t part = part_length(n, j * VF, VF), first = (n < 0 || part ? i + j * VF : i) * 4;
@@ -161,10 +161,10 @@ FKL_INLINE int gaussian_in_float(const enum fkl_scale scale, const int prior, co
 }
 
 /* The elements [i, end), a run, whose sum is added to that of the block, acc: floats' terms are added up in float, and
- * then in double. */
+ * then in double. Terms that are begun wait to be added to `sum`; those of the run before are ended. */
 FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, const enum fkl_type type,
-                                 const char *const at[FKL_MOST_OPERANDS], ptrdiff_t first, ptrdiff_t i, ptrdiff_t end,
-                                 ptrdiff_t ahead, vd acc[PARTS], struct extent *extent, struct begun_block *begun)
+                                 const int across, const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i, ptrdiff_t end,
+                                 vd acc[PARTS], struct extent *extent, struct begun_runs *begun, double sum[LANES])
 {
 #if FKL_FLOAT_KERNELS
     if (gaussian_in_float(scale, prior, type)) {
@@ -173,47 +173,65 @@ FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, co
         for (int j = 0; j < PARTS; j++)
             run[j] = vf_set(0.0f);
         for (; i + step <= end; i += step)
-            gaussian_step_float(at, i, -1, ahead, run, extent);
+            gaussian_step_float(across, at, i, -1, run, extent);
         if (i < end)
-            gaussian_step_float(at, i, end - i, ahead, run, extent);
+            gaussian_step_float(across, at, i, end - i, run, extent);
         FKL_UNROLL
         for (int j = 0; j < PARTS; j++)
             add_floats(acc, j, run[j]);
         return;
     }
 #endif
-    vd run[PARTS];
+    const ptrdiff_t first = i, whole = RUN * LANES;
+    const int divisions = gaussian_begins(scale);
+    struct begun_run *const now = &begun->runs[begun->waits ^ 1], *const waiting = &begun->runs[begun->waits];
+    vd run[PARTS], ends[PARTS];
     for (int j = 0; j < PARTS; j++)
-        run[j] = vd_set(0.0);
-    for (; i + LANES <= end; i += LANES)
-        gaussian_step(scale, prior, type, at, first, i, -1, ahead, run, extent, begun);
-    if (i < end)
-        gaussian_step(scale, prior, type, at, first, i, end - i, ahead, run, extent, begun);
+        run[j] = ends[j] = vd_set(0.0);
+    if (divisions > 0 && FKL_LIKELY(end - i == whole && begun->count == whole)) {
+        for (; i < end; i += LANES) {
+            gaussian_step(scale, prior, type, across, at, first, i, -1, run, extent, now);
+            end_begun(divisions, PARTS, waiting, i - first, ends);
+        }
+    } else {
+        for (; i + LANES <= end; i += LANES)
+            gaussian_step(scale, prior, type, across, at, first, i, -1, run, extent, now);
+        if (i < end)
+            gaussian_step(scale, prior, type, across, at, first, i, end - i, run, extent, now);
+        if (divisions > 0)
+            end_run(divisions, begun, ends);
+    }
     for (int j = 0; j < PARTS; j++)
         acc[j] += run[j];
+    if (divisions > 0)
+        turn_begun(begun, ends, end - first, sum);
 }
 
-/* n elements at `at` added to sums: of a row from a multiple of BLOCK on, or eight rows' in turn. `ahead`: how far
- * ahead of itself memory is asked for, in bytes. */
-FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const enum fkl_type type,
-                             const char *const at[FKL_MOST_OPERANDS], ptrdiff_t n, ptrdiff_t ahead,
-                             struct gaussian_sums *sums)
+/* n elements at `at` added to sums: of a row from a multiple of BLOCK on, or (across) eight rows' in turn. */
+FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const enum fkl_type type, const int across,
+                             const char *const at[FKL_MOST_OPERANDS], ptrdiff_t n, struct gaussian_sums *sums)
 {
     const ptrdiff_t run = RUN * LANES;
     struct extent extent = sums->extent; /* in registers */
-    struct begun_block begun;
+    struct begun_runs begun;
+    _Alignas(64) double sum[LANES];
+    start_begun(&begun, sum);
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
         const ptrdiff_t end = n - start < BLOCK ? n : start + BLOCK;
         vd acc[PARTS];
-        for (int j = 0; j < PARTS; j++)
+        for (int j = 0; j < PARTS; j++) {
             acc[j] = vd_set(0.0);
+            vd_store(sum + j * VD, acc[j]);
+        }
         for (ptrdiff_t i = start; i < end; i += run)
-            add_gaussian_run(scale, prior, type, at, start, i, end - i < run ? end : i + run, ahead, acc, &extent,
-                             &begun);
+            add_gaussian_run(scale, prior, type, across, at, i, end - i < run ? end : i + run, acc, &extent, &begun,
+                             sum);
         if (gaussian_begins(scale))
-            end_blocks(1, &begun, end - start, acc);
+            end_last(1, &begun);
         for (int j = 0; j < PARTS; j++) {
             vd lost;
+            if (gaussian_begins(scale))
+                acc[j] += vd_load(sum + j * VD);
             vd_two_sum(sums->high[j], acc[j], &sums->high[j], &lost);
             sums->low[j] += lost;
         }
@@ -308,7 +326,7 @@ FKL_INLINE uint64_t gaussian_across(const enum fkl_scale scale, const int prior,
             at[k] = columns[k] + i * length * size;
         struct gaussian_sums sum; /* at most FKL_SHORT elements a lane: one block */
         start_gaussian(&sum);
-        add_gaussian(scale, prior, type, at, LANES * length, 0, &sum);
+        add_gaussian(scale, prior, type, 1, at, LANES * length, &sum);
         good |= (uint64_t)within(scale, in_float, &sum.extent) << i;
         double lanes[LANES];
         for (int j = 0; j < PARTS; j++)
@@ -351,7 +369,7 @@ FKL_INLINE uint64_t gaussian_along(const enum fkl_scale scale, const int prior, 
                 start_gaussian(&sum);
             else
                 sum = sums[i];
-            add_gaussian(scale, prior, type, at, n, AHEAD, &sum);
+            add_gaussian(scale, prior, type, 0, at, n, &sum);
             if (start + n < length) {
                 sums[i] = sum;
                 continue;

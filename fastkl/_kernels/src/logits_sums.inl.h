@@ -230,8 +230,8 @@ FKL_INLINE void double_run(const enum fkl_type type, const char *a, const char *
     for (int j = 0; j < PARTS; j++)
         run[0][j] = run[1][j] = run[2][j] = run[3][j] = vd_set(0.0);
     for (; i + LANES <= n; i += LANES) {
-        fkl_prefetch(a, i * size + AHEAD);
-        fkl_prefetch(b, i * size + AHEAD);
+        ask_far_ahead(2, a, i * size, 64);
+        ask_far_ahead(2, b, i * size, 64);
         double_step(type, a + i * size, b + i * size, 0, v, ref, run, sums);
     }
     if (i < n)
@@ -332,8 +332,8 @@ FKL_INLINE void float_run(const enum fkl_type type, const int exact, const char 
     for (int j = 0; j < PARTS; j++)
         run[0][j] = run[1][j] = run[2][j] = vf_set(0.0f);
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        fkl_prefetch(a, i * size + AHEAD);
-        fkl_prefetch(b, i * size + AHEAD);
+        ask_far_ahead(2, a, i * size, 64);
+        ask_far_ahead(2, b, i * size, 64);
         float_step(type, exact, a + i * size, b + i * size, 0, v, ref, run, wide);
     }
     if (i < n)

@@ -265,6 +265,41 @@ FKL_INLINE double vd_add_lanes(const vd x[PARTS])
 #endif
 }
 
+/* The same of eight rows whose lanes lie `stride` doubles apart. */
+FKL_INLINE void vd_add_lanes_of_rows(const double *lanes, ptrdiff_t stride, double sums[8])
+{
+#if VD == 8
+    __m512d half[4], quarter[2]; /* of rows 0 and 2, 4 and 6, 1 and 3, 5 and 7; then of 0, 2, 4, 6 and of 1, 3, 5, 7 */
+    for (int i = 0; i < 4; i++) {
+        const double *row = lanes + ((i & 1) * 4 + i / 2) * stride;
+        const __m512d a = _mm512_loadu_pd(row), b = _mm512_loadu_pd(row + 2 * stride);
+        half[i] = _mm512_shuffle_f64x2(a, b, 0x44) + _mm512_shuffle_f64x2(a, b, 0xee);
+    }
+    for (int i = 0; i < 2; i++)
+        quarter[i] = _mm512_shuffle_f64x2(half[2 * i], half[2 * i + 1], 0x88) +
+                     _mm512_shuffle_f64x2(half[2 * i], half[2 * i + 1], 0xdd);
+    vd_store(sums, (vd)(_mm512_unpacklo_pd(quarter[0], quarter[1]) + _mm512_unpackhi_pd(quarter[0], quarter[1])));
+#elif VD == 4
+    for (int i = 0; i < 8; i += 4, lanes += 4 * stride) {
+        __m256d half[4], quarter[2];
+        for (int j = 0; j < 4; j++)
+            half[j] = (__m256d)(vd_load(lanes + j * stride) + vd_load(lanes + j * stride + 4));
+        for (int j = 0; j < 2; j++)
+            quarter[j] = _mm256_permute2f128_pd(half[j], half[j + 2], 0x20) +
+                         _mm256_permute2f128_pd(half[j], half[j + 2], 0x31);
+        vd_store(sums + i, (vd)(_mm256_unpacklo_pd(quarter[0], quarter[1]) +
+                                _mm256_unpackhi_pd(quarter[0], quarter[1])));
+    }
+#else
+    for (int i = 0; i < 8; i++, lanes += stride) {
+        vd parts[PARTS];
+        for (int j = 0; j < PARTS; j++)
+            parts[j] = vd_load(lanes + j * VD);
+        sums[i] = vd_add_lanes(parts);
+    }
+#endif
+}
+
 FKL_INLINE vd vd_abs(vd a) { return vi_double(vd_bits(a) & vi_set(UINT64_C(0x7fffffffffffffff))); }
 #if VD > 1
 FKL_INLINE vf vf_abs(vf a) { return vw_float(vf_bits(a) & vw_set(UINT32_C(0x7fffffff))); }
@@ -425,6 +460,12 @@ FKL_INLINE vd vf_low(vf x) { return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((
 FKL_INLINE vd vf_high(vf x)
 {
     return (vd)_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1)));
+}
+/* Of sixteen floats, the sums of the i-th and the (i + 8)-th. */
+FKL_INLINE vd vf_folded(vf x)
+{
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1));
+    return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x) + high);
 }
 FKL_INLINE vf vf_load_f16(const void *address)
 {

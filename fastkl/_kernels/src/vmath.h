@@ -45,13 +45,20 @@ FKL_INLINE vd vd_atanh_tail(vd s2)
     return vd_madd(c, s2, vd_set(0x1.5555555555766p-1));
 }
 
-/* k = round(log2(p/q)) as a double, and *scaled = q 2^k, for positive normal p and q. */
+/* k = round(log2(p/q)) in units of 1/FKL_OCTAVE, and *scaled = q 2^k, for positive normal p and q. AVX-512 converts
+ * integers of 64 bits, and so k where it stands, in the exponent's place. */
+#if VD == 8
+#define FKL_OCTAVE 0x1p52
+#else
+#define FKL_OCTAVE 1.0
+#endif
 FKL_INLINE vd vd_octaves(vd p, vd q, vd *scaled)
 {
 #if VD == 8
-    vi difference = vd_bits(p) - vd_bits(q) + vi_set(UINT64_C(1) << 51);
-    *scaled = vi_double(vd_bits(q) + (difference & vi_set(UINT64_C(0xfff) << 52)));
-    return (vd)_mm512_cvtepi64_pd(_mm512_srai_epi64((__m512i)difference, 52));
+    const vi difference = vd_bits(p) - vd_bits(q) + vi_set(UINT64_C(1) << 51);
+    const vi octaves = difference & vi_set(UINT64_C(0xfff) << 52);
+    *scaled = vi_double(vd_bits(q) + octaves);
+    return (vd)_mm512_cvtepi64_pd((__m512i)octaves);
 #else
     /* AVX2 has no arithmetic shift: k + 2048 is shifted, into the mantissa of 2^52. The 2048 turns the sign of q 2^k,
      * which costs nothing to turn back: sums and differences change places. */
@@ -67,11 +74,11 @@ FKL_INLINE vd vd_octaves(vd p, vd q, vd *scaled)
 FKL_INLINE vd vd_far(vd p, vd k, vd difference)
 {
     vd kp = k * p;
-    return vd_madd(kp, vd_set(FKL_LN2_LOW), vd_fma(kp, vd_set(FKL_LN2), difference));
+    return vd_madd(kp, vd_set(FKL_LN2_LOW / FKL_OCTAVE), vd_fma(kp, vd_set(FKL_LN2 / FKL_OCTAVE), difference));
 }
 FKL_INLINE vd vd_far_shifted(vd p, vd low, vd k, vd difference)
 {
-    vd octaves = k * vd_set(FKL_LN2);
+    vd octaves = k * vd_set(FKL_LN2 / FKL_OCTAVE);
     low = vd_madd(p, vd_set(FKL_LN2_LOW / FKL_LN2), low);
     return vd_madd(low, octaves, vd_fma(p, octaves, difference));
 }
@@ -107,7 +114,7 @@ FKL_INLINE struct vd_begun vd_begin_phi_shifted(vd p, vd q, vd low)
     return vd_begin_at(n / (p + q2), p, n, vd_far_shifted(p, low, k, q - q2));
 }
 
-/* phi(p, q) for p and q in [2^-1021, 2^980]; 6.5 ulp. Next to the seam of the octaves (p = 1.5 q) the two brackets have
+/* phi(p, q) for p and q in [2^-1021, 2^960]; 6.5 ulp. Next to the seam of the octaves (p = 1.5 q) the two brackets have
  * opposite signs, and both must be right to more than the result is. */
 FKL_INLINE vd vd_phi(vd p, vd q) { return vd_end(vd_begin_phi(p, q)); }
 
@@ -117,19 +124,19 @@ FKL_INLINE struct vd_begun vd_begin_phi_over(vd p, vd q, vd *inverse)
     vd q2, k = vd_octaves(p, q, &q2);
     vd n = p - q2, sum = p + q2, both = vd_set(1.0) / (p * sum);
     *inverse = sum * both;
-    struct vd_begun x = vd_begin_at(n * (p * both), p, n, vd_far(p, k, q - q2));
-    return (struct vd_begun){x.s2, x.w * *inverse, x.base * *inverse};
+    vd s = n * (p * both), s2 = s * s;
+    return (struct vd_begun){s2, s * s2, vd_fma(s, n, vd_far(p, k, q - q2)) * *inverse};
 }
 FKL_INLINE vd vd_phi_over(vd p, vd q, vd *inverse) { return vd_end(vd_begin_phi_over(p, q, inverse)); }
 
 /* Half of a normal number, exactly, without the multiplier. */
 FKL_INLINE vd vd_half(vd x) { return vi_double(vd_bits(x) - vi_set(UINT64_C(1) << 52)); }
 
-/* 2^k for |k| <= 1, 0 for all other integers k: what the low half of an unevaluated sum q + low is multiplied by when
+/* 2^k for |k| <= 1, 0 for all other k of vd_octaves(): what the low half of an unevaluated sum q + low is multiplied by when
  * q is multiplied by 2^k. Beyond one octave the low half, at most 2^-53 q, no longer matters in phi. */
 FKL_INLINE vd vd_power_near(vd k)
 {
-    md one = vd_eq(k, vd_set(1.0)), minus = vd_eq(k, vd_set(-1.0)), zero = vd_eq(k, vd_set(0.0));
+    md one = vd_eq(k, vd_set(FKL_OCTAVE)), minus = vd_eq(k, vd_set(-FKL_OCTAVE)), zero = vd_eq(k, vd_set(0.0));
     vd w = vd_select(zero, vd_set(1.0), vd_set(0.0));
     return vd_select(one, vd_set(2.0), vd_select(minus, vd_set(0.5), w));
 }
@@ -172,13 +179,13 @@ FKL_INLINE struct vd_begun vd_begin_phi_pair(vd p, vd q, vd low)
 }
 FKL_INLINE vd vd_phi_pair(vd p, vd q, vd low) { return vd_end(vd_begin_phi_pair(p, q, low)); }
 
-/* k log 2 + 2 atanh(n/sum). */
+/* k log 2 + 2 atanh(n/sum), k as vd_octaves() gives it. */
 FKL_INLINE vd vd_log_at(vd k, vd n, vd sum)
 {
     vd s = n / sum;
     vd s2 = s * s;
-    vd near = vd_madd(s * s2, vd_atanh_tail(s2), vd_madd(k, vd_set(FKL_LN2_LOW), s + s));
-    return vd_fma(k, vd_set(FKL_LN2), near);
+    vd near = vd_madd(s * s2, vd_atanh_tail(s2), vd_madd(k, vd_set(FKL_LN2_LOW / FKL_OCTAVE), s + s));
+    return vd_fma(k, vd_set(FKL_LN2 / FKL_OCTAVE), near);
 }
 
 /* log(p / (q + low)) for p >= 2^-1021 and normal q; 3 ulp. */
@@ -267,12 +274,15 @@ FKL_INLINE vf vf_atanh_tail(vf s2)
     return vf_madd(c, s2, vf_set(0x1.5555b4p-1f));
 }
 
+/* k in units of 1/FKL_OCTAVE_FLOAT. */
+#define FKL_OCTAVE_FLOAT 0x1p23
 FKL_INLINE vf vf_octaves(vf p, vf q, vf *scaled)
 {
     typedef int32_t vs __attribute__((vector_size(8 * VD)));
-    vw difference = vf_bits(p) - vf_bits(q) + vw_set(UINT32_C(1) << 22);
-    *scaled = vw_float(vf_bits(q) + (difference & vw_set(UINT32_C(0x1ff) << 23)));
-    return __builtin_convertvector((vs)difference >> 23, vf);
+    const vw difference = vf_bits(p) - vf_bits(q) + vw_set(UINT32_C(1) << 22);
+    const vw octaves = difference & vw_set(UINT32_C(0x1ff) << 23);
+    *scaled = vw_float(vf_bits(q) + octaves);
+    return __builtin_convertvector((vs)octaves, vf);
 }
 
 struct vf_begun {
@@ -291,13 +301,13 @@ FKL_INLINE struct vf_begun vf_begin_phi(vf p, vf q)
 {
     vf q2, k = vf_octaves(p, q, &q2);
     vf n = p - q2;
-    return vf_begin_at(n / (p + q2), p, n, vf_fma(p, k * vf_set((float)FKL_LN2), q - q2));
+    return vf_begin_at(n / (p + q2), p, n, vf_fma(p, k * vf_set((float)(FKL_LN2 / FKL_OCTAVE_FLOAT)), q - q2));
 }
 
 FKL_INLINE struct vf_begun vf_begin_phi_shifted(vf p, vf q, vf low)
 {
     vf q2, k = vf_octaves(p, q, &q2);
-    vf n = (p - q2) + low, octaves = k * vf_set((float)FKL_LN2);
+    vf n = (p - q2) + low, octaves = k * vf_set((float)(FKL_LN2 / FKL_OCTAVE_FLOAT));
     return vf_begin_at(n / (p + q2), p, n, vf_madd(low, octaves, vf_fma(p, octaves, q - q2)));
 }
 
