@@ -94,6 +94,21 @@ def test_weight(name, weight, level, rng):
         assert_contract(name, measure(fastkl, name, p, q, **options), p, q, **options)
 
 
+@pytest.mark.parametrize("type_name", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["js", "js_distance", "kl"])
+def test_rows_of_nearly_the_same_weight(name, type_name, level, rng):
+    """Up to some difference of the sums the terms of the rows as they are will do, and beyond it they will not."""
+    for length in (2, 5, 17, 40, 128, 300):
+        p, q = rng.random((2, 60, length)) ** rng.choice([0.1, 1, 8], (60, 1)) + 1e-6
+        p[:20, rng.random(length) < 0.4] = 0  # one row of a pair has nearly all of the divergence
+        q[20:40] = p[20:40] + 1e-3 * rng.random((20, length))
+        p[:, 0], q[:, -1] = 0.3, 0.2
+        q *= p.sum(-1, keepdims=True) / q.sum(-1, keepdims=True)
+        q[:, 0] *= 1 + rng.choice([-1, 1], 60) * np.exp2(-rng.uniform(10, 54, 60))
+        (p, types), (q, _) = cast(p, type_name), cast(q, type_name)
+        assert_contract(name, measure(fastkl, name, p, q, **types), p, q, **types)
+
+
 @pytest.mark.parametrize("alpha", [0, 1e-9, 0.1, 0.5, 1 - 1e-9, 1, 1 + 1e-9, 1.5, 2, 3, 30, 1e6, np.inf])
 def test_alpha(alpha, level, rng):
     p, q = pairs(rng, 33)

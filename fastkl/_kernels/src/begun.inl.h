@@ -18,13 +18,13 @@ struct begun_run {
     _Alignas(64) double s2[MOST_DIVISIONS][RUN * LANES], w[MOST_DIVISIONS][RUN * LANES];
 };
 
-/* Two runs by turns: one that is being begun, and one of `count` elements that waits to be added to `sum`, lane by
- * lane. */
+/* Two runs by turns: one that is being begun, and one of `count` elements that waits to be added to a sum for each
+ * division, lane by lane. */
 struct begun_runs {
     struct begun_run runs[2];
     int waits;
     ptrdiff_t count;
-    double *sum;
+    double *sums[MOST_DIVISIONS];
 };
 
 /* Nothing waits; sum: any eight doubles. */
@@ -32,7 +32,22 @@ FKL_INLINE void start_begun(struct begun_runs *begun, double sum[LANES])
 {
     begun->waits = 0;
     begun->count = 0;
-    begun->sum = sum;
+    for (int k = 0; k < MOST_DIVISIONS; k++)
+        begun->sums[k] = sum;
+}
+
+/* What has been ended of each division. */
+struct ends {
+    vd sum[MOST_DIVISIONS][PARTS];
+};
+
+FKL_INLINE struct ends no_ends(void)
+{
+    struct ends ends;
+    for (int k = 0; k < MOST_DIVISIONS; k++)
+        for (int j = 0; j < PARTS; j++)
+            ends.sum[k][j] = vd_set(0.0);
+    return ends;
 }
 
 /* One division of the terms of the vector from the i-th element on. */
@@ -42,42 +57,45 @@ FKL_INLINE void keep_begun(struct vd_begun x, struct begun_run *run, const int d
     vd_store(run->w[division] + i, x.w);
 }
 
-/* `vectors` vectors from the i-th element on, ended and added to ends. */
+/* `vectors` vectors from the i-th element on are ended. */
 FKL_INLINE void end_begun(const int divisions, const int vectors, const struct begun_run *run, ptrdiff_t i,
-                          vd ends[PARTS])
+                          struct ends *ends)
 {
     FKL_UNROLL
     for (int j = 0; j < vectors; j++, i += VD)
-        for (int k = 0; k < divisions; k++)
-            ends[j % PARTS] = vd_end((struct vd_begun){vd_load(run->s2[k] + i), vd_load(run->w[k] + i),
-                                                       ends[j % PARTS]});
+        for (int k = 0; k < divisions; k++) {
+            vd *const sum = &ends->sum[k][j % PARTS];
+            *sum = vd_end((struct vd_begun){vd_load(run->s2[k] + i), vd_load(run->w[k] + i), *sum});
+        }
 }
 
-/* What waited has been ended: `ends` goes into its sum. What has been begun, n elements, waits in its place. */
-FKL_INLINE void turn_begun(struct begun_runs *begun, const vd ends[PARTS], ptrdiff_t n, double sum[LANES])
-{
-    for (int j = 0; j < PARTS; j++)
-        vd_store(begun->sum + j * VD, vd_load(begun->sum + j * VD) + ends[j]);
-    begun->waits ^= 1;
-    begun->count = n;
-    begun->sum = sum;
-}
-
-/* What waits, by itself. */
-FKL_INLINE void end_run(const int divisions, const struct begun_runs *begun, vd ends[PARTS])
+/* What waits is ended by itself. */
+FKL_INLINE void end_run(const int divisions, const struct begun_runs *begun, struct ends *ends)
 {
     for (ptrdiff_t i = 0; i < begun->count; i += LANES)
         end_begun(divisions, PARTS, &begun->runs[begun->waits], i, ends);
 }
 
+/* What waited has been ended, and goes into its sums; `waits` ^ 1, of n elements, waits for these instead. */
+FKL_INLINE void turn_begun(const int divisions, struct begun_runs *begun, const struct ends *ends, ptrdiff_t n,
+                           double *const sums[MOST_DIVISIONS])
+{
+    for (int k = 0; k < divisions; k++) {
+        double *const sum = begun->sums[k];
+        for (int j = 0; j < PARTS; j++)
+            vd_store(sum + j * VD, vd_load(sum + j * VD) + ends->sum[k][j]);
+        begun->sums[k] = sums[k];
+    }
+    begun->waits ^= 1;
+    begun->count = n;
+}
+
 /* No more follows. */
 FKL_INLINE void end_last(const int divisions, struct begun_runs *begun)
 {
-    vd ends[PARTS];
-    for (int j = 0; j < PARTS; j++)
-        ends[j] = vd_set(0.0);
-    end_run(divisions, begun, ends);
-    turn_begun(begun, ends, 0, begun->sum);
+    struct ends ends = no_ends();
+    end_run(divisions, begun, &ends);
+    turn_begun(divisions, begun, &ends, 0, begun->sums);
 }
 
 #endif

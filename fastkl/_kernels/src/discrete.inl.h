@@ -254,15 +254,22 @@ static void open_groups(const struct plan *plan, const struct batch *batch, stru
     }
 }
 
-/* The results of groups [from, to) from their sums and then their terms. */
-static void two_passes(const struct plan *plan, struct batch *batch, struct group *g, int from, int to)
+/* The sums of groups [from, to). */
+static void take_sums(const struct plan *plan, const struct batch *batch, struct group *g, int from, int to,
+                      struct totals *sums)
+{
+    open_groups(plan, batch, g, from, to, sums);
+    plan->run[plan->sums_pass](g, to - from, 0, plan->problem->length, sums);
+}
+
+/* Their results, from their sums and a second pass. */
+static void second_pass(const struct plan *plan, struct batch *batch, struct group *g, int from, int to,
+                        const struct totals *sums)
 {
     const ptrdiff_t length = plan->problem->length, group_size = plan->together * length * type_size(plan->type);
     const int exact = plan->sums_pass == PASS_SUMS_EXACT, groups = to - from;
-    struct totals sums[GROUPS], terms[GROUPS];
+    struct totals terms[GROUPS];
 
-    open_groups(plan, batch, g, from, to, sums);
-    plan->run[plan->sums_pass](g, groups, 0, length, sums);
     for (int i = 0; i < groups; i++) {
         batch->good[from + i] = prepare(&g[i], &sums[i], exact, plan->floats ? SUM_LOW_FLOAT : SUM_LOW,
                                         plan->floats ? SUM_HIGH_FLOAT : SUM_HIGH);
@@ -290,10 +297,33 @@ static void two_passes(const struct plan *plan, struct batch *batch, struct grou
     }
 }
 
+static void two_passes(const struct plan *plan, struct batch *batch, struct group *g, int from, int to)
+{
+    struct totals sums[GROUPS];
+    take_sums(plan, batch, g, from, to, sums);
+    second_pass(plan, batch, g, from, to, sums);
+}
+
+/* Is every row of the i-th group vouched for? */
+FKL_INLINE int all_good(const struct batch *batch, int i)
+{
+    const unsigned all = (1u << batch->counts[i]) - 1u;
+    return (batch->good[i] & all) == all;
+}
+
+/* Rows that have been vouched for keep these results, whatever came of them afterwards. */
+FKL_INLINE void keep_results(struct batch *batch, int i, unsigned good, const double result[LANES])
+{
+    for (int j = 0; j < batch->counts[i]; j++)
+        if (good >> j & 1)
+            batch->result[i][j] = result[j];
+    batch->good[i] |= good;
+}
+
 /* Normalised KL in one pass. Several groups' sums are taken before their results: the divisions of one hide behind
  * those of the others. Where the difference that is the result would cancel, or the row sums are too far apart for it,
  * the group goes through two passes. */
-static void one_pass(const struct plan *plan, struct batch *batch, struct group *g)
+static void kl_in_one_pass(const struct plan *plan, struct batch *batch, struct group *g)
 {
     struct totals terms[GROUPS];
     open_groups(plan, batch, g, 0, batch->groups, terms);
@@ -301,9 +331,9 @@ static void one_pass(const struct plan *plan, struct batch *batch, struct group 
     for (int i = 0; i < batch->groups; i++)
         batch->good[i] = finish_kl(&terms[i], plan->problem, plan->floats, batch->result[i]);
     for (int i = 0; i < batch->groups; i++) {
-        const unsigned all = (1u << batch->counts[i]) - 1u, good = batch->good[i];
-        double first[LANES];
-        if (FKL_LIKELY((good & all) == all))
+        const unsigned good = batch->good[i];
+        double result[LANES];
+        if (FKL_LIKELY(all_good(batch, i)))
             continue;
         struct plan second = *plan;
         second.type = plan->type == FKL_F64 ? FKL_F64 : FKL_F32;
@@ -311,12 +341,40 @@ static void one_pass(const struct plan *plan, struct batch *batch, struct group 
         second.floats = 0;
         struct group again;
         start_groups(&second, &again, i, i + 1);
-        memcpy(first, batch->result[i], sizeof first);
+        memcpy(result, batch->result[i], sizeof result);
         two_passes(&second, batch, &again, i, i + 1);
-        for (int j = 0; j < batch->counts[i]; j++)
-            if (good >> j & 1)
-                batch->result[i][j] = first[j];
-        batch->good[i] |= good;
+        keep_results(batch, i, good, result);
+    }
+}
+
+/* Normalised Jensen-Shannon divergences in one pass, where both rows weigh the same; the others in two. *apart says what
+ * the groups before were like, and so which pass comes first: which of them a result is of depends on its row alone. */
+static void js_in_one_pass(const struct plan *plan, struct batch *batch, struct group *g, int from, int to, int *apart)
+{
+    struct totals sums[GROUPS], terms[GROUPS];
+    const int sums_first = *apart;
+    int once = !sums_first;
+    if (sums_first) {
+        take_sums(plan, batch, g, from, to, sums);
+        for (int i = from; i < to; i++)
+            once |= (rows_alike(&sums[i - from], plan->floats) & ((1u << batch->counts[i]) - 1u)) != 0;
+    }
+    if (once) {
+        open_groups(plan, batch, g, from, to, terms);
+        plan->run[PASS_JS_ONCE](g, to - from, 0, plan->problem->length, terms);
+    }
+    *apart = 0;
+    for (int i = from; i < to; i++) {
+        double result[LANES];
+        batch->good[i] = once ? finish_js_once(plan->op, &terms[i - from], plan->problem, plan->floats, result) : 0;
+        const unsigned good = batch->good[i];
+        if (!all_good(batch, i)) {
+            *apart = 1;
+            if (!sums_first)
+                take_sums(plan, batch, &g[i - from], i, i + 1, &sums[i - from]);
+            second_pass(plan, batch, &g[i - from], i, i + 1, &sums[i - from]);
+        }
+        keep_results(batch, i, good, result);
     }
 }
 
@@ -346,8 +404,9 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
         return;
     }
 
-    const int across = length <= FKL_SHORT, single = op == FKL_KL && problem->normalize;
-    const int js = op == FKL_JS || op == FKL_JS_DISTANCE;
+    const int across = length <= FKL_SHORT, js = op == FKL_JS || op == FKL_JS_DISTANCE;
+    const int kl_once = op == FKL_KL && problem->normalize;
+    const int js_once = js && problem->normalize && problem->parameter == 0.5;
     /* Where c enters in first order, or times a large alpha, it must be known to twice the precision. */
     const int exact = op == FKL_TOTAL_VARIATION || op == FKL_RENYI || op == FKL_WASSERSTEIN;
     struct plan plan = {
@@ -358,7 +417,7 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
     };
     plan.q_columns = q == p ? plan.p_columns : plan.p_columns + FKL_PACKED_ROWS * 8 * length;
     plan.run = runners(plan.type, across);
-    plan.floats = in_float(single ? PASS_KL : plan.terms_pass, plan.type);
+    plan.floats = in_float(kl_once ? PASS_KL : plan.terms_pass, plan.type);
     /* Where c enters squared, or not at all, the plain sums will do. Of float rows, PASS_SUMS is good for terms in float
      * alone. */
     const int plain = js || (op == FKL_KL && !problem->normalize);
@@ -373,6 +432,8 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
     const int packs_p = wants_packing(p, plan.type, length), packs_q = q != p && wants_packing(q, plan.type, length);
     const ptrdiff_t most = GROUPS * plan.together, packed_rows = fkl_packed_rows(length);
     const ptrdiff_t stretch = (packs_p || packs_q) && packed_rows < most ? packed_rows : most;
+
+    int apart = 0;
 
     for (ptrdiff_t first = 0; first < n_rows; first += stretch) {
         const ptrdiff_t n = n_rows - first < stretch ? n_rows - first : stretch;
@@ -393,11 +454,16 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
             batch.counts[batch.groups++] = (int)(n - at < plan.together ? n - at : plan.together);
         if (first == 0) /* no later stretch has more groups */
             start_groups(&plan, groups, 0, batch.groups);
-        if (single) {
-            one_pass(&plan, &batch, groups);
+        if (kl_once) {
+            kl_in_one_pass(&plan, &batch, groups);
         } else {
-            for (int i = 0; i < batch.groups; i += across ? batch.groups : 1)
-                two_passes(&plan, &batch, &groups[i], i, across ? batch.groups : i + 1);
+            for (int i = 0, next; i < batch.groups; i = next) {
+                next = across ? batch.groups : i + 1;
+                if (js_once)
+                    js_in_one_pass(&plan, &batch, &groups[i], i, next, &apart);
+                else
+                    two_passes(&plan, &batch, &groups[i], i, next);
+            }
         }
         for (int i = 0; i < batch.groups; i++) {
             const ptrdiff_t at = i * plan.together;

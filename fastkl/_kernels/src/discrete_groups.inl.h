@@ -118,7 +118,8 @@ FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, cons
 /* A pass over the rows of some groups. Each is a function by itself, instantiated here and nowhere else. */
 typedef void pass_runner(struct group *g, int groups, ptrdiff_t begin, ptrdiff_t end, struct totals *t);
 
-#define FKL_FLOAT_PASSES(DO, TYPE) DO(PASS_SUMS, TYPE) DO(PASS_KL, TYPE) DO(PASS_JS_HALF, TYPE)
+#define FKL_FLOAT_PASSES(DO, TYPE) DO(PASS_SUMS, TYPE) DO(PASS_KL, TYPE) DO(PASS_JS_HALF, TYPE)  \
+    DO(PASS_JS_ONCE, TYPE)
 #define FKL_PASSES(DO, TYPE)                                                                                           \
     FKL_FLOAT_PASSES(DO, TYPE)                                                                                         \
     DO(PASS_SUMS_MAX, TYPE) DO(PASS_SUMS_EXACT, TYPE) DO(PASS_KL_PAIR, TYPE) DO(PASS_DIFFERENCE, TYPE)                 \

@@ -23,6 +23,8 @@ FKL_INLINE int pass_sums(const enum pass pass)
     switch (pass) {
     case PASS_SUMS_EXACT:
         return 6;
+    case PASS_JS_ONCE:
+        return 4;
     case PASS_SUMS_MAX:
     case PASS_KL:
     case PASS_DIFFERENCE:
@@ -78,12 +80,15 @@ FKL_INLINE struct exceptions no_exceptions(void)
     return others;
 }
 
-/* The terms of the vector from the i-th element of a run on: their bases are added to *sum. */
-FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_run *begun, ptrdiff_t i, vd *sum)
+/* The terms of the vector from the i-th element of a run on: their bases are added to sum. */
+FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_run *begun, ptrdiff_t i, vd sum[SUMS])
 {
     for (int k = 0; k < pass_divisions(pass); k++)
-        keep_begun((struct vd_begun){x.s2[k], x.w[k], x.base}, begun, k, i);
-    *sum += x.base;
+        keep_begun((struct vd_begun){x.s2[k], x.w[k], x.base[k]}, begun, k, i);
+    if (pass == PASS_JS_HALF)
+        x.base[0] += x.base[1];
+    for (int k = 0; k < pass_divisions(pass) && (k == 0 || division_sum(pass, k) != 0); k++)
+        sum[division_sum(pass, k)] += x.base[k];
 }
 
 /* Of both operands, the `bytes` bytes behind those at offset i that will be wanted next: by this pass, or, `ahead` bytes
@@ -91,7 +96,7 @@ FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_run *beg
 FKL_INLINE void ask_for_more(const enum pass pass, const char *p, const char *q, ptrdiff_t i, ptrdiff_t bytes,
                              ptrdiff_t ahead)
 {
-    if (pass == PASS_KL) { /* the only one over most rows */
+    if (pass_is_single(pass)) {
         ask_far_ahead(2, p, i, bytes);
         ask_far_ahead(2, q, i, bytes);
         return;
@@ -142,12 +147,15 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
         if (!FKL_LIKELY(md_all(vd_le(vd_set(SMALLEST), least)))) {
             FKL_UNROLL
             for (int j = 0; j < vectors; j++) {
-                vd *sum = &run[0][j % PARTS], term = vd_set(0.0);
-                set_aside(pass, &x[j], &y[j], &low[j], &term, &others->special[j % PARTS]);
-                if (pass_begins(pass)) {
-                    keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD, sum);
-                    *sum += term;
-                }
+                vd a[SUMS], term[MOST_DIVISIONS];
+                set_aside(pass, &x[j], &y[j], &low[j], term, &others->special[j % PARTS]);
+                if (!pass_begins(pass))
+                    continue;
+                take(run, j % PARTS, a);
+                keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD, a);
+                for (int k = 0; k < pass_divisions(pass); k++)
+                    a[division_sum(pass, k)] += term[k];
+                give(run, j % PARTS, a);
             }
             return;
         }
@@ -157,7 +165,7 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
         vd a[SUMS];
         take(run, j % PARTS, a);
         if (pass_begins(pass))
-            keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD, &a[0]);
+            keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD, a);
         else
             element(pass, x[j], y[j], low[j], c, j % PARTS, a);
         give(run, j % PARTS, a);
@@ -290,7 +298,7 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
 /* Are this pass's terms computed in float for rows of this type? */
 FKL_INLINE int in_float(const enum pass pass, const enum fkl_type type)
 {
-    return FKL_FLOAT_KERNELS && type != FKL_F64 && (pass == PASS_SUMS || pass == PASS_KL || pass == PASS_JS_HALF);
+    return FKL_FLOAT_KERNELS && type != FKL_F64 && (pass == PASS_SUMS || pass_is_single(pass) || pass == PASS_JS_HALF);
 }
 
 /* The context of one row, in every lane. */
@@ -351,26 +359,25 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const int across,
 #endif
 
 /* A run of n <= RUN * LANES elements, added to the sums of its block, acc. Terms that are begun wait to be added to
- * `sum`; those of the run before, be it of this row or of another, are ended. */
+ * `sums`; those of the run before, be it of this row or of another, are ended. */
 FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const int across, const char *p, const char *q,
                         ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others,
-                        struct begun_runs *begun, double sum[LANES])
+                        struct begun_runs *begun, double *const sums[MOST_DIVISIONS])
 {
     const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD, whole = RUN * LANES;
     const int plain = pass_plain_sums(pass), divisions = pass_divisions(pass);
     struct begun_run *const now = &begun->runs[begun->waits ^ 1], *const waiting = &begun->runs[begun->waits];
-    vd run[SUMS][PARTS], ends[PARTS]; /* plain sums begin with 0, the others go on from those of the block */
-    for (int j = 0; j < PARTS; j++) {
+    struct ends ends = no_ends();
+    vd run[SUMS][PARTS]; /* plain sums begin with 0, the others go on from those of the block */
+    for (int j = 0; j < PARTS; j++)
         for (int k = 0; k < SUMS; k++)
             run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
-        ends[j] = vd_set(0.0);
-    }
     if (divisions > 0 && FKL_LIKELY(n == whole && begun->count == whole)) {
         for (ptrdiff_t i = 0; i < whole; i += most) {
             if (!across)
                 ask_for_more(pass, p, q, i * size, most * size, c->ahead);
             step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, now);
-            end_begun(divisions, MOST_VECTORS, waiting, i, ends);
+            end_begun(divisions, MOST_VECTORS, waiting, i, &ends);
         }
     } else {
         ptrdiff_t i = 0;
@@ -386,13 +393,13 @@ FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const in
         if (i < n)
             step_double(pass, type, PARTS, i, n - i, p, q, c, run, others, now);
         if (divisions > 0)
-            end_run(divisions, begun, ends);
+            end_run(divisions, begun, &ends);
     }
     for (int k = 0; k < SUMS; k++)
         for (int j = 0; j < PARTS; j++)
             acc[k][j] = k < plain ? acc[k][j] + run[k][j] : run[k][j];
     if (divisions > 0)
-        turn_begun(begun, ends, n, sum);
+        turn_begun(divisions, begun, &ends, n, sums);
 }
 
 /* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
@@ -412,13 +419,17 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
 #endif
     } else {
         const ptrdiff_t size = type_size(type), run = RUN * LANES;
-        for (int j = 0; pass_begins(pass) && j < PARTS; j++)
-            vd_store(sums[0] + j * VD, acc[0][j]);
+        const int divisions = division_sum(pass, 1) == 0 ? pass_begins(pass) : pass_divisions(pass);
+        double *const ends[MOST_DIVISIONS] = {sums[0], sums[division_sum(pass, 1)]};
+        for (int k = 0; k < divisions; k++)
+            for (int j = 0; j < PARTS; j++)
+                vd_store(ends[k] + j * VD, vd_set(0.0));
         for (ptrdiff_t i = 0; i < n; i += run)
             add_run(pass, type, across, p + i * size, q + i * size, n - i < run ? n - i : run, c, acc, others, begun,
-                    sums[0]);
-        for (int j = 0; pass_begins(pass) && j < PARTS; j++)
-            acc[0][j] += vd_load(sums[0] + j * VD); /* of all runs but the last */
+                    ends);
+        for (int k = 0; k < divisions; k++)
+            for (int j = 0; j < PARTS; j++)
+                acc[division_sum(pass, k)][j] += vd_load(ends[k] + j * VD); /* of all runs but the last */
     }
     if (pass == PASS_SUMS_MAX) {
         FKL_UNROLL

@@ -26,6 +26,7 @@ enum pass {
     PASS_JEFFREYS,   /* sum (p - c q) log(p / c q) */
     PASS_JS,         /* sum w phi(p, m) + (1 - w) phi(c q, m) */
     PASS_JS_HALF,    /* sum phi(p, m) + phi(c q, m), m = (p + c q)/2, for rows that aren't nearly equal */
+    PASS_JS_ONCE,    /* the same for c = 1: sum phi(p, m), sum p, sum q, sum phi(q, m) */
     PASS_CROSS,      /* sum p log(total / q) */
     PASS_VARIATION,  /* sum max(p - c q, 0) and sum max(c q - p, 0), without a cell that holds most of p */
     PASS_HELLINGER,  /* sum (sqrt p - sqrt(c q))^2 */
@@ -53,10 +54,16 @@ FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }
 
 /* ---- the terms -------------------------------------------------------------------------------------------- */
 
+/* Is it the only one over most rows, with their sums and terms at once? */
+FKL_INLINE int pass_is_single(const enum pass pass) { return pass == PASS_KL || pass == PASS_JS_ONCE; }
+
+/* The halves of the Jensen-Shannon divergence, of terms phi(p, m) + phi(q, m). */
+FKL_INLINE int pass_halves(const enum pass pass) { return pass == PASS_JS_HALF || pass == PASS_JS_ONCE; }
+
 /* Does the pass compare p with c q? */
 FKL_INLINE int pass_scales(const enum pass pass)
 {
-    return !(pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
+    return !(pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass_is_single(pass) ||
              pass == PASS_DIFFERENCE || pass == PASS_SUPPORT || pass == PASS_CROSS);
 }
 
@@ -90,23 +97,28 @@ FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
         vd lost;
         vd_two_sum(acc[1], p - q, &acc[1], &lost);
         acc[2] += lost;
-    } else if (pass == PASS_SUMS || pass == PASS_KL) {
-        acc[pass == PASS_KL ? 1 : 0] += p;
-        acc[pass == PASS_KL ? 2 : 1] += q;
+    } else if (pass == PASS_SUMS || pass_is_single(pass)) {
+        acc[pass == PASS_SUMS ? 0 : 1] += p;
+        acc[pass == PASS_SUMS ? 1 : 2] += q;
     }
+}
+
+/* The passes whose terms are begun for many elements before they are ended (see struct vd_begun). */
+FKL_INLINE int pass_begins(const enum pass pass)
+{
+    return pass_is_single(pass) || pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE || pass == PASS_JS_HALF;
 }
 
 /* Passes whose arithmetic takes positive elements for granted: a branch, taken only where there are others, puts 1 in
  * both places of such a pair and adds its term by itself. */
 FKL_INLINE int pass_wants_positive(const enum pass pass)
 {
-    return pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass == PASS_KL ||
-           pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE || pass == PASS_JS_HALF;
+    return pass == PASS_SUMS || pass == PASS_SUMS_MAX || pass == PASS_SUMS_EXACT || pass_begins(pass);
 }
 
 /* That branch. *special collects the bits of every element below SMALLEST but for 0: a row in which any is set (tiny or
  * negative numbers) is judged element by element elsewhere. NaN and infinity need no test: they reach the sums. */
-FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term, vi *special)
+FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd term[MOST_DIVISIONS], vi *special)
 {
     const vd zero = vd_set(0.0), one = vd_set(1.0), smallest = vd_set(SMALLEST);
     md no_p, no_q;
@@ -114,48 +126,52 @@ FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd *term,
         /* The pass for the sums has judged the elements. */
         no_p = vd_eq(*p, zero), no_q = vd_eq(*q, zero);
         *low = vd_select(md_or(no_p, no_q), zero, *low);
-        if (pass == PASS_JS_HALF)
-            *term += vd_select(md_or(no_p, no_q), (*p + *q) * vd_set(FKL_LN2), zero); /* phi(x, x/2) + phi(0, x/2) */
-        else
-            *term += vd_select(no_p, *q, vd_select(no_q, vd_infinity(), zero));
     } else {
         no_p = vd_lt(*p, smallest), no_q = vd_lt(*q, smallest);
         /* Twice the bits: the sign falls off, and -0.0 is a 0 like the other. */
         *special = vi_or_where(no_p, *special, vd_bits(*p) + vd_bits(*p));
         *special = vi_or_where(no_q, *special, vd_bits(*q) + vd_bits(*q));
-        if (pass != PASS_KL)
+        if (!pass_begins(pass))
             return;
-        *term += vd_select(no_p, *q, vd_select(no_q, vd_infinity(), zero));
+    }
+    term[1] = zero;
+    if (pass_halves(pass)) { /* phi(x, x/2) = x log 2 - x/2, and phi(0, x/2) */
+        const vd x = *p + *q, far = x * vd_set(FKL_LN2 - 0.5), near = x * vd_set(0.5);
+        term[0] = vd_select(no_p, near, vd_select(no_q, far, zero));
+        term[1] = vd_select(no_p, far, vd_select(no_q, near, zero));
+    } else {
+        term[0] = vd_select(no_p, *q, vd_select(no_q, vd_infinity(), zero));
     }
     *p = vd_select(md_or(no_p, no_q), one, *p);
     *q = vd_select(md_or(no_p, no_q), one, *q);
 }
 
-/* The passes whose terms are begun for many elements before they are ended (see struct vd_begun). */
-FKL_INLINE int pass_begins(const enum pass pass)
+/* How many divisions such a term has; 0 for those of the other passes. */
+FKL_INLINE int pass_divisions(const enum pass pass) { return pass_halves(pass) ? 2 : pass_begins(pass) ? 1 : 0; }
+
+/* To which of a pass's sums does a division's part of the terms belong? */
+FKL_INLINE int division_sum(const enum pass pass, const int division)
 {
-    return pass == PASS_KL || pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE || pass == PASS_JS_HALF;
+    return pass == PASS_JS_ONCE && division == 1 ? 3 : 0;
 }
 
-/* How many divisions such a term has; 0 for those of the other passes. */
-FKL_INLINE int pass_divisions(const enum pass pass) { return pass == PASS_JS_HALF ? 2 : pass_begins(pass) ? 1 : 0; }
-
-/* A term: base + w c(s2) of each division. */
+/* A term: the sum of base + w c(s2) over its divisions. */
 struct begun {
-    vd s2[MOST_DIVISIONS], w[MOST_DIVISIONS], base;
+    vd s2[MOST_DIVISIONS], w[MOST_DIVISIONS], base[MOST_DIVISIONS];
 };
 
 FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
 {
-    if (pass == PASS_JS_HALF) {
+    if (pass_halves(pass)) {
         /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
          * finish() vouches only for results that are large against that. */
         vd m = vd_half(p + q);
-        struct vd_begun first = vd_begin_phi(p, m), second = vd_begin_phi_shifted(q, m, low);
-        return (struct begun){{first.s2, second.s2}, {first.w, second.w}, first.base + second.base};
+        struct vd_begun first = vd_begin_phi(p, m);
+        struct vd_begun second = pass == PASS_JS_ONCE ? vd_begin_phi(q, m) : vd_begin_phi_shifted(q, m, low);
+        return (struct begun){{first.s2, second.s2}, {first.w, second.w}, {first.base, second.base}};
     }
     struct vd_begun x = pass == PASS_KL_PAIR ? vd_begin_phi_pair(p, q, low) : vd_begin_phi(p, q);
-    return (struct begun){{x.s2, vd_set(0.0)}, {x.w, vd_set(0.0)}, x.base};
+    return (struct begun){{x.s2}, {x.w}, {x.base}};
 }
 
 /* One vector of terms of p and q of the other passes, added to acc[0..SUMS-1]; low: see scaled(); part: of c. */
@@ -244,14 +260,16 @@ FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf 
     mf no_p = vf_lt(*p, smallest), no_q = vf_lt(*q, smallest);
     if (pass == PASS_JS_HALF) {
         *low = vf_select(mf_or(no_p, no_q), zero, *low);
-        *term += vf_select(mf_or(no_p, no_q), (*p + *q) * vf_set((float)FKL_LN2), zero);
     } else {
         vw bits = vw_or_where(no_p, vw_set(0), vf_bits(*p) + vf_bits(*p));
         *special |= vw_or_where(no_q, bits, vf_bits(*q) + vf_bits(*q));
-        if (pass != PASS_KL)
+        if (!pass_begins(pass))
             return;
-        *term += vf_select(no_p, *q, vf_select(no_q, vf_set(INFINITY), zero));
     }
+    if (pass_halves(pass))
+        *term += vf_select(mf_or(no_p, no_q), (*p + *q) * vf_set((float)FKL_LN2), zero);
+    else
+        *term += vf_select(no_p, *q, vf_select(no_q, vf_set(INFINITY), zero));
     *p = vf_select(mf_or(no_p, no_q), one, *p);
     *q = vf_select(mf_or(no_p, no_q), one, *q);
 }
@@ -263,9 +281,10 @@ struct begun_float {
 /* low: what the rounding of c q has lost. */
 FKL_INLINE struct begun_float begin_float(const enum pass pass, vf p, vf q, vf low)
 {
-    if (pass == PASS_JS_HALF) {
+    if (pass_halves(pass)) {
         vf m = vf_half(p + q);
-        struct vf_begun first = vf_begin_phi(p, m), second = vf_begin_phi_shifted(q, m, low);
+        struct vf_begun first = vf_begin_phi(p, m);
+        struct vf_begun second = pass == PASS_JS_ONCE ? vf_begin_phi(q, m) : vf_begin_phi_shifted(q, m, low);
         return (struct begun_float){{first.s2, second.s2}, {first.w, second.w}, first.base + second.base};
     }
     struct vf_begun x = vf_begin_phi(p, q);

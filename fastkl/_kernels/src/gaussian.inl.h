@@ -185,13 +185,14 @@ FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, co
     const ptrdiff_t first = i, whole = RUN * LANES;
     const int divisions = gaussian_begins(scale);
     struct begun_run *const now = &begun->runs[begun->waits ^ 1], *const waiting = &begun->runs[begun->waits];
-    vd run[PARTS], ends[PARTS];
+    struct ends ends = no_ends();
+    vd run[PARTS];
     for (int j = 0; j < PARTS; j++)
-        run[j] = ends[j] = vd_set(0.0);
+        run[j] = vd_set(0.0);
     if (divisions > 0 && FKL_LIKELY(end - i == whole && begun->count == whole)) {
         for (; i < end; i += LANES) {
             gaussian_step(scale, prior, type, across, at, first, i, -1, run, extent, now);
-            end_begun(divisions, PARTS, waiting, i - first, ends);
+            end_begun(divisions, PARTS, waiting, i - first, &ends);
         }
     } else {
         for (; i + LANES <= end; i += LANES)
@@ -199,12 +200,12 @@ FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, co
         if (i < end)
             gaussian_step(scale, prior, type, across, at, first, i, end - i, run, extent, now);
         if (divisions > 0)
-            end_run(divisions, begun, ends);
+            end_run(divisions, begun, &ends);
     }
     for (int j = 0; j < PARTS; j++)
         acc[j] += run[j];
     if (divisions > 0)
-        turn_begun(begun, ends, end - first, sum);
+        turn_begun(divisions, begun, &ends, end - first, (double *[MOST_DIVISIONS]){sum});
 }
 
 /* n elements at `at` added to sums: of a row from a multiple of BLOCK on, or (across) eight rows' in turn. */
