@@ -335,7 +335,9 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
         runs *= plan.shape[i]
     for k in range(plan.problem.operands):
         plan.operands[k].row_stride = plan.strides[k][plan.axes - 1]
-    plan.block_rows = max(8, min(<Py_ssize_t>BLOCK_ROWS, BLOCK_ELEMENTS // plan.problem.length))
+    plan.block_rows = max(8, min(<Py_ssize_t>BLOCK_ROWS, (BLOCK_ELEMENTS // plan.problem.length + 4) // 8 * 8))
+    if plan.block_rows > FKL_PACKED_ROWS:  # rows that are packed are packed so many at a time
+        plan.block_rows -= plan.block_rows % FKL_PACKED_ROWS
     if matrices is not None:  # a q that all pairs of a block have in common is factored once
         plan.block_rows = LANES_ROWS if plan.problem.length <= FKL_LANES_MOST else PANELS_ROWS
     if runs * inner < plan.block_rows * n_threads:  # few long rows: a share for each thread

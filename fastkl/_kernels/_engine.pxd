@@ -16,6 +16,7 @@ cdef extern from "kernels.h" nogil:
 
     enum: FKL_MOST_OPERANDS
     enum: FKL_LANES_MOST
+    enum: FKL_PACKED_ROWS
 
     enum: FKL_DISCRETE
     enum: FKL_GAUSSIAN

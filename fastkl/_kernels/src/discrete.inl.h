@@ -30,6 +30,7 @@ static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, c
     g->q.direct = is_direct(q, type);
     g->p.tile = scratch;
     g->q.tile = (char *)scratch + FKL_TILE_ROWS * 8 * fkl_tile_length(problem->length);
+    g->p.share = g->q.share = g->p.pieces = g->q.pieces = 0; /* nothing is to be asked for */
     g->chunk = g->p.direct && g->q.direct ? problem->length : FKL_TILE_LENGTH;
     g->problem = problem;
     g->order = order;
@@ -205,6 +206,23 @@ static const fkl_rows *take_rows(const fkl_rows *rows, int packs, ptrdiff_t firs
         *taken = packed;
     }
     return taken;
+}
+
+/* The rows behind [first, first + count) are packed next, be it by the next call: the group-th group asks for its part
+ * of them, if they are to be read across. */
+static void expect_rows(struct side *side, const fkl_rows *rows, int packs, ptrdiff_t first, ptrdiff_t count,
+                        ptrdiff_t length, int group)
+{
+    const ptrdiff_t size = type_size((enum fkl_type)rows->type);
+    side->share = side->pieces = 0;
+    if (!packs || rows->row_stride != size)
+        return;
+    side->share = (length + count - 1) / count;
+    const ptrdiff_t done = group * LANES * side->share;
+    side->coming = rows->data + (first + count) * size + done * rows->item_stride;
+    side->piece_stride = rows->item_stride;
+    side->piece = count * size;
+    side->pieces = length - done;
 }
 
 /* How an operation is carried out on the rows of a block. */
@@ -433,7 +451,7 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
     const ptrdiff_t most = GROUPS * plan.together, packed_rows = fkl_packed_rows(length);
     const ptrdiff_t stretch = (packs_p || packs_q) && packed_rows < most ? packed_rows : most;
 
-    int apart = 0;
+    int apart = plan.type == FKL_F16 || plan.type == FKL_BF16; /* rows of halves hardly ever weigh the same */
 
     for (ptrdiff_t first = 0; first < n_rows; first += stretch) {
         const ptrdiff_t n = n_rows - first < stretch ? n_rows - first : stretch;
@@ -454,6 +472,10 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
             batch.counts[batch.groups++] = (int)(n - at < plan.together ? n - at : plan.together);
         if (first == 0) /* no later stretch has more groups */
             start_groups(&plan, groups, 0, batch.groups);
+        for (int i = 0; !across && (packs_p || packs_q) && i < batch.groups; i++) {
+            expect_rows(&groups[i].p, p, packs_p, first, n, length, i);
+            expect_rows(&groups[i].q, q, packs_q, first, n, length, i);
+        }
         if (kl_once) {
             kl_in_one_pass(&plan, &batch, groups);
         } else {

@@ -8,6 +8,10 @@ struct side {
     ptrdiff_t first; /* the group's first row */
     int direct;      /* rows lie in memory as the kernel reads them */
     char *tile;
+    /* Where rows lie across the memory, the ones that will be packed next: pieces of as many bytes, of which `share` are
+     * asked for with each row of the group, so that the memory works while the processor does. */
+    const char *coming;
+    ptrdiff_t piece_stride, piece, share, pieces;
 };
 
 struct group {
@@ -27,6 +31,14 @@ FKL_INLINE const char *row_start(const struct side *side, int row, const enum fk
     if (side->direct)
         return side->rows->data + (side->first + row) * side->rows->row_stride + start * type_size(type);
     return side->tile + row * tile_length * type_size(type);
+}
+
+FKL_INLINE void ask_for_coming(const struct side *side, int row)
+{
+    const ptrdiff_t first = row * side->share, end = first + side->share;
+    for (ptrdiff_t i = first; i < end && i < side->pieces; i++)
+        for (ptrdiff_t line = 0; line < side->piece; line += 64)
+            fkl_prefetch_far(side->coming, i * side->piece_stride + line);
 }
 
 /* Elements [begin, end) of the group's rows through one pass. */
@@ -58,6 +70,8 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
             const char *p = row_start(&g->p, i, type, start, tile_length);
             const char *q = row_start(&g->q, i, type, start, tile_length);
             const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order, g->ahead);
+            ask_for_coming(&g->p, i);
+            ask_for_coming(&g->q, i);
             if (one_block) {
                 struct exceptions others = no_exceptions();
                 add_block(pass, type, 0, p, q, n, &c, lanes[i], &others, &begun);

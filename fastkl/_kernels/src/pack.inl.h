@@ -118,10 +118,12 @@ static FKL_NOINLINE void pack(const fkl_rows *rows, ptrdiff_t first, ptrdiff_t c
     const char *from = rows->data + first * rows->row_stride + start * rows->item_stride;
     ptrdiff_t done = 0;
 
-    if (rows->row_stride == type_size(type) && count >= 4) {
+    if (rows->row_stride == type_size(type) && count >= 4 && n >= SQUARE) {
         double converted[SQUARE][FKL_PACKED_ROWS];
         const char *columns[SQUARE];
-        for (; done + SQUARE <= n; done += SQUARE) {
+        for (; done < n; done += SQUARE) {
+            if (done + SQUARE > n) /* some for a second time */
+                done = n - SQUARE;
             for (int j = 0; j < SQUARE; j++) {
                 columns[j] = from + (done + j) * rows->item_stride;
                 /* Some strips further on, or among the first of the next rows. */
