@@ -1,8 +1,8 @@
 /* begun.inl.h: the terms of a run of elements, begun and not yet ended: see struct vd_begun.
  *
- * A term is base + w c(s^2). Its base is added up at once; what is left of it waits here while the run behind it, of the
- * same row or of the next, is begun. One half is mostly additions and integer operations, the other multiplications:
- * side by side in one loop, they keep all units of a processor busy.
+ * A term is base + w c(s^2). Its base is added up at once; what is left of it waits here while the run behind it, of
+ * the same row or of the next, is begun. One half is mostly additions and integer operations, the other
+ * multiplications: side by side in one loop, they keep all units of a processor busy.
  */
 #ifndef FASTKL_BEGUN_H
 #define FASTKL_BEGUN_H

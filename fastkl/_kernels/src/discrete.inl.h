@@ -365,8 +365,8 @@ static void kl_in_one_pass(const struct plan *plan, struct batch *batch, struct 
     }
 }
 
-/* Normalised Jensen-Shannon divergences in one pass, where both rows weigh the same; the others in two. *apart says what
- * the groups before were like, and so which pass comes first: which of them a result is of depends on its row alone. */
+/* Normalised Jensen-Shannon divergences in one pass, where both rows weigh the same; the others in two. *apart says
+ * what the groups before were like, and so which pass comes first: whose result is taken depends on the row alone. */
 static void js_in_one_pass(const struct plan *plan, struct batch *batch, struct group *g, int from, int to, int *apart)
 {
     struct totals sums[GROUPS], terms[GROUPS];

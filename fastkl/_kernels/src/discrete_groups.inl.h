@@ -8,8 +8,8 @@ struct side {
     ptrdiff_t first; /* the group's first row */
     int direct;      /* rows lie in memory as the kernel reads them */
     char *tile;
-    /* Where rows lie across the memory, the ones that will be packed next: pieces of as many bytes, of which `share` are
-     * asked for with each row of the group, so that the memory works while the processor does. */
+    /* Where rows lie across the memory, the ones that will be packed next: `pieces` of `piece` bytes, of which `share`
+     * are asked for with each row of the group, so that the memory works while the processor does. */
     const char *coming;
     ptrdiff_t piece_stride, piece, share, pieces;
 };

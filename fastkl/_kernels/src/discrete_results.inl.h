@@ -95,10 +95,10 @@ static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, in
     return good & ~t->special;
 }
 
-/* Do rows that sum to p and to q count as equally heavy? With c = p/q = 1 + d, sum phi(p, m) + phi(c q, m) is what it is
- * for c = 1, and d sum phi(q, m), to first order; what is of second order must not tell beside the least result that
- * finish_js_once() vouches for. Floats have one sum for both, of which the second is 0.22 to 0.78: with 1/2 in its place this
- * bound leaves a quarter of d, half an ulp. */
+/* Do rows that sum to p and to q count as equally heavy? With c = p/q = 1 + d, sum phi(p, m) + phi(c q, m) is what it
+ * is for c = 1, and d sum phi(q, m), to first order; what is of second order must not tell beside the least result that
+ * finish_js_once() vouches for. Floats have one sum for both. Of every term the second part makes 0.28 to 0.72 (q/p = 0
+ * and the other end): with 1/2 in its place this bound leaves less than a quarter of d, half an ulp. */
 FKL_INLINE md js_alike(int floats, vd p, vd q)
 {
     return vd_le(vd_abs(p - q), vd_set(floats ? 0x1p-22 : 0x1p-47) * vd_min(p, q));
@@ -115,7 +115,7 @@ static unsigned rows_alike(const struct totals *sums, int floats)
 
 /* JS from the sums of PASS_JS_ONCE, where both rows weigh the same and the result is large against the error of m. */
 static unsigned finish_js_once(enum fkl_op op, const struct totals *t, const fkl_problem *problem, int floats,
-                          double *result)
+                               double *result)
 {
     unsigned good = 0;
     const vd low = vd_set(floats ? SUM_LOW_FLOAT : SUM_LOW), high = vd_set(floats ? SUM_HIGH_FLOAT : SUM_HIGH);

@@ -10,8 +10,8 @@
  * longer with 8 KiB than with 512 bytes, on Zen 3 5 to 10. */
 #define AHEAD 1024
 /* Into the second-level cache, all streams together, as much as a fast memory delivers between the question and the
- * answer. On Zen 5, where a core reads 42 GB/s, KL of doubles took 25 per cent longer with 4 KiB and the Gaussians' four
- * streams 10 with 20 KiB; distances of 8 KiB and its multiples fall on each other's places in the cache. */
+ * answer. On Zen 5, where a core reads 42 GB/s, KL of doubles took 25 per cent longer with 4 KiB, and the Gaussians'
+ * four streams 10 with 20 KiB; distances of 8 KiB and its multiples fall on each other's places in the cache. */
 #define FAR_AHEAD 12288
 
 /* A row is summed in blocks of so many elements, and a block in runs of so many steps over all lanes. */
@@ -144,21 +144,6 @@ FKL_INLINE void add_floats(vd acc[PARTS], const int j, vf x)
 {
     acc[2 * j % PARTS] += vf_low(x);
     acc[(2 * j + 1) % PARTS] += vf_high(x);
-}
-
-/* Those of a step, each pair that belongs to a lane added up in float. */
-FKL_INLINE void add_folded(vd acc[PARTS], const vf x[PARTS])
-{
-#if VD == 8
-    acc[0] += vf_folded(x[0]);
-#else
-    FKL_UNROLL
-    for (int j = 0; j < PARTS / 2; j++) {
-        const vf pairs = x[j] + x[j + PARTS / 2];
-        acc[2 * j] += vf_low(pairs);
-        acc[2 * j + 1] += vf_high(pairs);
-    }
-#endif
 }
 
 #endif

@@ -132,8 +132,8 @@ FKL_INLINE vd vd_phi_over(vd p, vd q, vd *inverse) { return vd_end(vd_begin_phi_
 /* Half of a normal number, exactly, without the multiplier. */
 FKL_INLINE vd vd_half(vd x) { return vi_double(vd_bits(x) - vi_set(UINT64_C(1) << 52)); }
 
-/* 2^k for |k| <= 1, 0 for all other k of vd_octaves(): what the low half of an unevaluated sum q + low is multiplied by when
- * q is multiplied by 2^k. Beyond one octave the low half, at most 2^-53 q, no longer matters in phi. */
+/* 2^k for |k| <= 1, 0 for all other k of vd_octaves(): what the low half of an unevaluated sum q + low is multiplied by
+ * when q is multiplied by 2^k. Beyond one octave the low half, at most 2^-53 q, no longer matters in phi. */
 FKL_INLINE vd vd_power_near(vd k)
 {
     md one = vd_eq(k, vd_set(FKL_OCTAVE)), minus = vd_eq(k, vd_set(-FKL_OCTAVE)), zero = vd_eq(k, vd_set(0.0));
