@@ -135,7 +135,9 @@ FKL_INLINE void set_aside(const enum pass pass, vd *p, vd *q, vd *low, vd term[M
             return;
     }
     term[1] = zero;
-    if (pass_halves(pass)) { /* phi(x, x/2) = x log 2 - x/2, and phi(0, x/2) */
+    if (pass == PASS_JS_HALF) { /* phi(x, x/2) + phi(0, x/2) */
+        term[0] = vd_select(md_or(no_p, no_q), (*p + *q) * vd_set(FKL_LN2), zero);
+    } else if (pass == PASS_JS_ONCE) { /* the one and the other */
         const vd x = *p + *q, far = x * vd_set(FKL_LN2 - 0.5), near = x * vd_set(0.5);
         term[0] = vd_select(no_p, near, vd_select(no_q, far, zero));
         term[1] = vd_select(no_p, far, vd_select(no_q, near, zero));
