@@ -40,8 +40,8 @@ FKL_INLINE vf js_term_float(vf p, vf q, vf n)
     vf p_m, q_m, p_k = vf_octaves(p, m, &p_m), q_k = vf_octaves(q, m, &q_m); /* of opposite signs */
     const mf near = vf_lt(vf_abs(p_k - q_k), vf_set(0.5f));
     const vf p_n = vf_select(near, half, p - p_m), q_n = vf_select(near, -half, q - q_m);
-    const struct vf_begun first = vf_begin_at(p_n / (p + p_m), p, p_n, vf_fma(p, p_k * log_2, m - p_m));
-    struct vf_begun second = vf_begin_at(q_n / (q + q_m), q, q_n, vf_fma(q, q_k * log_2, m - q_m));
+    const struct vf_begun first = vf_begin_at(p, p_n, p + p_m, vf_fma(p, p_k * log_2, m - p_m));
+    struct vf_begun second = vf_begin_at(q, q_n, q + q_m, vf_fma(q, q_k * log_2, m - q_m));
     second.base += vf_end(first);
     return vf_end(second);
 }

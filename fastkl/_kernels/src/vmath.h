@@ -289,10 +289,12 @@ struct vf_begun {
     vf s2, w, base;
 };
 
-FKL_INLINE struct vf_begun vf_begin_at(vf s, vf p, vf n, vf far)
+/* With s = n/sum. What s has lost, times the sum, is `rest`: next to the seam of the octaves, where s n + far is less than
+ * half of s n, it would tell. */
+FKL_INLINE struct vf_begun vf_begin_at(vf p, vf n, vf sum, vf far)
 {
-    vf s2 = s * s;
-    return (struct vf_begun){s2, s * p * s2, vf_fma(s, n, far)};
+    const vf s = n / sum, s2 = s * s, rest = vf_fma(-s, sum, n);
+    return (struct vf_begun){s2, s * p * s2, vf_fma(s, n, vf_madd(s, rest, far))};
 }
 
 FKL_INLINE vf vf_end(struct vf_begun x) { return vf_madd(x.w, vf_atanh_tail(x.s2), x.base); }
@@ -301,14 +303,14 @@ FKL_INLINE struct vf_begun vf_begin_phi(vf p, vf q)
 {
     vf q2, k = vf_octaves(p, q, &q2);
     vf n = p - q2;
-    return vf_begin_at(n / (p + q2), p, n, vf_fma(p, k * vf_set((float)(FKL_LN2 / FKL_OCTAVE_FLOAT)), q - q2));
+    return vf_begin_at(p, n, p + q2, vf_fma(p, k * vf_set((float)(FKL_LN2 / FKL_OCTAVE_FLOAT)), q - q2));
 }
 
 FKL_INLINE struct vf_begun vf_begin_phi_shifted(vf p, vf q, vf low)
 {
     vf q2, k = vf_octaves(p, q, &q2);
     vf n = (p - q2) + low, octaves = k * vf_set((float)(FKL_LN2 / FKL_OCTAVE_FLOAT));
-    return vf_begin_at(n / (p + q2), p, n, vf_madd(low, octaves, vf_fma(p, octaves, q - q2)));
+    return vf_begin_at(p, n, p + q2, vf_madd(low, octaves, vf_fma(p, octaves, q - q2)));
 }
 
 /* phi(p, q) for floats in [2^-125, 2^118]; 5 ulp of float at the seam (see vd_phi), 3 elsewhere. */
