@@ -289,8 +289,8 @@ struct vf_begun {
     vf s2, w, base;
 };
 
-/* With s = n/sum. What s has lost, times the sum, is `rest`: next to the seam of the octaves, where s n + far is less than
- * half of s n, it would tell. */
+/* With s = n/sum. What s has lost, times the sum, is `rest`: next to the seam of the octaves, where s n + far is less
+ * than half of s n, it would tell. */
 FKL_INLINE struct vf_begun vf_begin_at(vf p, vf n, vf sum, vf far)
 {
     const vf s = n / sum, s2 = s * s, rest = vf_fma(-s, sum, n);
