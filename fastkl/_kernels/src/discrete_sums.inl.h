@@ -174,8 +174,9 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
 
 #if FKL_FLOAT_KERNELS
 /* Terms of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double; elements in
- * double at once, for an ulp of their sum is one of the result (in pairs they made 4.2 of K = 3 and 4). Of longer runs the roundings tell where they all go one way, as behind the peak of a smoothed label:
- * four steps made 5.4 ulp of KL. */
+ * double at once, for an ulp of their sum is one of the result (in pairs they made 4.2 ulp where K is 3 or 4). Of longer
+ * runs the roundings tell where they all go one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of
+ * KL. */
 #define FLOAT_RUN 2
 
 struct begun_float_block {
@@ -384,6 +385,7 @@ FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const in
     for (int j = 0; j < PARTS; j++)
         for (int k = 0; k < SUMS; k++)
             run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
+    /* Two loops, not one with a condition: with it GCC spills registers in the one that matters. */
     if (divisions > 0 && FKL_LIKELY(n == whole && begun->count == whole)) {
         for (ptrdiff_t i = 0; i < whole; i += most) {
             if (!across)
