@@ -49,11 +49,9 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
     /* Rows of one block have plain sums for each lane, which are added up for all rows at a time. */
     const int one_block = end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE;
     _Alignas(64) double lanes[LANES][SUMS][LANES];
-    struct begun_runs begun;
     struct sums sums[LANES];
 
     t->special = 0;
-    start_begun(&begun, lanes[0][0]);
     for (int i = 0; i < g->count; i++)
         sums[i].blocks = sums[i].special = 0;
     for (ptrdiff_t start = begin; start < end; start += g->chunk) {
@@ -74,7 +72,7 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
             ask_for_coming(&g->q, i);
             if (one_block) {
                 struct exceptions others = no_exceptions();
-                add_block(pass, type, 0, p, q, n, &c, lanes[i], &others, &begun);
+                add_block(pass, type, 0, p, q, n, &c, lanes[i], &others);
                 t->special |= (unsigned)any_special(&others) << i;
             } else {
                 pass_along(pass, type, p, q, n, &c, &sums[i]);
@@ -85,7 +83,6 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
     }
     if (!one_block)
         return;
-    end_last(pass_divisions(pass), &begun);
     for (int k = 0; k < pass_sums(pass); k++) {
         if (pass_has_maximum(pass) && k == 2) {
             for (int i = 0; i < g->count; i++)
@@ -103,14 +100,12 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
 FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, const struct group *groups, int count,
                             struct totals *totals)
 {
-    struct begun_runs begun;
-    start_begun(&begun, totals[0].sum[0]);
     for (int k = 0; k < count; k++) {
         const struct group *g = &groups[k];
         struct totals *t = &totals[k];
         const struct vcontext c = lane_context(&g->context, g->problem->parameter, g->order, 0);
         struct exceptions others = no_exceptions();
-        add_block(pass, type, 1, g->p.tile, g->q.tile, LANES * g->problem->length, &c, t->sum, &others, &begun);
+        add_block(pass, type, 1, g->p.tile, g->q.tile, LANES * g->problem->length, &c, t->sum, &others);
         t->special = 0;
         if (!any_special(&others))
             continue;
@@ -126,7 +121,6 @@ FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, cons
                 t->special |= (unsigned)(bits[i] != 0) << i;
         }
     }
-    end_last(pass_divisions(pass), &begun);
 }
 
 /* A pass over the rows of some groups. Each is a function by itself, instantiated here and nowhere else. */

@@ -5,8 +5,8 @@
  * they do where equal elements stand behind a large one. Which additions happen depends on K alone: a row's
  * result depends on its values, never on its neighbours, its layout or the number of threads.
  */
-#include "begun.inl.h"
 #include "discrete_terms.inl.h"
+#include "load.inl.h"
 
 /* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
 #define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
@@ -80,15 +80,27 @@ FKL_INLINE struct exceptions no_exceptions(void)
     return others;
 }
 
-/* The terms of the vector from the i-th element of a run on: their bases are added to sum. */
-FKL_INLINE void keep(const enum pass pass, struct begun x, struct begun_run *begun, ptrdiff_t i, vd sum[SUMS])
+/* Terms that are begun: their bases are added to sum. */
+FKL_INLINE void add_bases(const enum pass pass, const struct begun *x, vd sum[SUMS])
 {
+    if (pass == PASS_JS_HALF) {
+        sum[0] += x->base[0] + x->base[1];
+        return;
+    }
     for (int k = 0; k < pass_divisions(pass); k++)
-        keep_begun((struct vd_begun){x.s2[k], x.w[k], x.base[k]}, begun, k, i);
-    if (pass == PASS_JS_HALF)
-        x.base[0] += x.base[1];
-    for (int k = 0; k < pass_divisions(pass) && (k == 0 || division_sum(pass, k) != 0); k++)
-        sum[division_sum(pass, k)] += x.base[k];
+        sum[division_sum(pass, k)] += x->base[k];
+}
+
+/* A step's terms are ended: what they are beyond their bases is added to ends, by division. */
+FKL_INLINE void end_terms(const enum pass pass, const int vectors, const struct begun x[],
+                          vd ends[MOST_DIVISIONS][PARTS])
+{
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++)
+        for (int k = 0; k < pass_divisions(pass); k++) {
+            vd *const sum = &ends[k][j % PARTS];
+            *sum = vd_end((struct vd_begun){x[j].s2[k], x[j].w[k], *sum});
+        }
 }
 
 /* Of both operands, the `bytes` bytes behind those at offset i that will be wanted next: by this pass, or, `ahead`
@@ -108,10 +120,10 @@ FKL_INLINE void ask_for_more(const enum pass pass, const char *p, const char *q,
 }
 
 /* `vectors` registers' worth of elements from the i-th of a run; the last n < LANES of a row where n >= 0. They and
- * their terms, begun if the pass begins them, are added to `run`. */
+ * their terms are added to `run`; of terms that are begun, the bases. */
 FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
                             const char *p, const char *q, const struct vcontext *c, vd run[SUMS][PARTS],
-                            struct exceptions *others, struct begun_run *begun)
+                            struct exceptions *others, struct begun begun[MOST_VECTORS])
 {
     const ptrdiff_t stride = VD * type_size(type);
     p += i * type_size(type);
@@ -152,7 +164,8 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
                 if (!pass_begins(pass))
                     continue;
                 take(run, j % PARTS, a);
-                keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD, a);
+                begun[j] = begin(pass, x[j], y[j], low[j]);
+                add_bases(pass, &begun[j], a);
                 for (int k = 0; k < pass_divisions(pass); k++)
                     a[division_sum(pass, k)] += term[k];
                 give(run, j % PARTS, a);
@@ -164,10 +177,12 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
     for (int j = 0; j < vectors; j++) {
         vd a[SUMS];
         take(run, j % PARTS, a);
-        if (pass_begins(pass))
-            keep(pass, begin(pass, x[j], y[j], low[j]), begun, i + j * VD, a);
-        else
+        if (pass_begins(pass)) {
+            begun[j] = begin(pass, x[j], y[j], low[j]);
+            add_bases(pass, &begun[j], a);
+        } else {
             element(pass, x[j], y[j], low[j], c, j % PARTS, a);
+        }
         give(run, j % PARTS, a);
     }
 }
@@ -178,27 +193,6 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
  * runs the roundings tell where they all go one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of
  * KL. */
 #define FLOAT_RUN 2
-
-struct begun_float_block {
-    _Alignas(64) float s2[MOST_DIVISIONS][BLOCK], w[MOST_DIVISIONS][BLOCK], base[BLOCK];
-};
-
-FKL_INLINE void keep_float(const enum pass pass, struct begun_float x, struct begun_float_block *begun, ptrdiff_t i)
-{
-    for (int k = 0; k < pass_divisions(pass); k++) {
-        vf_store(begun->s2[k] + i, x.s2[k]);
-        vf_store(begun->w[k] + i, x.w[k]);
-    }
-    vf_store(begun->base + i, x.base);
-}
-
-FKL_INLINE vf end_float(const enum pass pass, const struct begun_float_block *begun, ptrdiff_t i)
-{
-    vf sum = vf_load(begun->base + i);
-    for (int k = 0; k < pass_divisions(pass); k++)
-        sum = vf_end((struct vf_begun){vf_load(begun->s2[k] + i), vf_load(begun->w[k] + i), sum});
-    return sum;
-}
 
 /* The j-th vector of a step, x, from `from`, added to the double lanes its elements belong to: floats from memory
  * again, which is cheaper than out of the register. */
@@ -213,10 +207,10 @@ FKL_INLINE void add_elements_float(const enum fkl_type type, ptrdiff_t n, const 
     }
 }
 
-/* step_double() in float; its terms are added up when they are ended. */
+/* step_double() in float, all but adding up the terms. */
 FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
                            const char *p, const char *q, const struct fcontext *c, vd p_sum[PARTS], vd q_sum[PARTS],
-                           struct exceptions *others, struct begun_float_block *begun)
+                           struct exceptions *others, vf terms[MOST_VECTORS])
 {
     const ptrdiff_t stride = VF * type_size(type);
     p += i * type_size(type);
@@ -253,56 +247,66 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
             vw bits = (vw)others->special[j % PARTS];
             set_aside_float(pass, &x[j], &y[j], &low[j], &term, &bits);
             others->special[j % PARTS] = (vi)bits;
-            if (pass != PASS_SUMS) {
-                struct begun_float rest = begin_float(pass, x[j], y[j], low[j]);
-                rest.base += term;
-                keep_float(pass, rest, begun, i + j * VF);
-            }
+            if (pass != PASS_SUMS)
+                terms[j] = term + float_term(pass, x[j], y[j], low[j]);
         }
         return;
     }
     FKL_UNROLL
     for (int j = 0; j < vectors; j++)
         if (pass != PASS_SUMS)
-            keep_float(pass, begin_float(pass, x[j], y[j], low[j]), begun, i + j * VF);
+            terms[j] = float_term(pass, x[j], y[j], low[j]);
+}
+
+/* Terms of a step added to those of the steps before it in its run of FLOAT_RUN, if it isn't the `first`. */
+FKL_INLINE void add_terms_float(const int vectors, const int first, const vf terms[MOST_VECTORS], vf run[PARTS])
+{
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++)
+        run[j % PARTS] = first && j < PARTS ? terms[j] : run[j % PARTS] + terms[j];
 }
 
 FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
                                 ptrdiff_t n, const struct fcontext *c, ptrdiff_t ahead, vd acc[SUMS][PARTS],
                                 struct exceptions *others)
 {
-    const ptrdiff_t step = 2 * LANES, most = MOST_VECTORS * VF, size = type_size(type);
+    const ptrdiff_t step = 2 * LANES, whole = FLOAT_RUN * step, most = MOST_VECTORS * VF, size = type_size(type);
     const int first = pass == PASS_SUMS ? 0 : 1; /* of the sums of elements */
-    struct begun_float_block begun;
     vd p_sum[PARTS], q_sum[PARTS];
+    vf terms[MOST_VECTORS], run[PARTS];
     ptrdiff_t i = 0;
     for (int j = 0; j < PARTS; j++)
         p_sum[j] = q_sum[j] = vd_set(0.0);
-    for (; i + most <= n; i += most) {
-        ask_for_more(pass, p, q, i * size, most * size, ahead);
-        step_float(pass, type, MOST_VECTORS, i, -1, p, q, c, p_sum, q_sum, others, &begun);
+    for (; i + whole <= n; i += whole) {
+        FKL_UNROLL
+        for (ptrdiff_t at = 0; at < whole; at += most) {
+            ask_for_more(pass, p, q, (i + at) * size, most * size, ahead);
+            step_float(pass, type, MOST_VECTORS, i + at, -1, p, q, c, p_sum, q_sum, others, terms);
+            if (pass != PASS_SUMS)
+                add_terms_float(MOST_VECTORS, at == 0, terms, run);
+        }
+        FKL_UNROLL
+        for (int j = 0; pass != PASS_SUMS && j < PARTS; j++)
+            add_floats(acc[0], j, run[j]);
     }
-    if (most > step && i + step <= n) {
-        step_float(pass, type, PARTS, i, -1, p, q, c, p_sum, q_sum, others, &begun);
-        i += step;
+    if (i < n) {
+        const ptrdiff_t rest = n - i;
+        step_float(pass, type, PARTS, i, rest < step ? rest : -1, p, q, c, p_sum, q_sum, others, terms);
+        if (pass != PASS_SUMS)
+            add_terms_float(PARTS, 1, terms, run);
+        if (step < rest) {
+            step_float(pass, type, PARTS, i + step, rest - step, p, q, c, p_sum, q_sum, others, terms);
+            if (pass != PASS_SUMS)
+                add_terms_float(PARTS, 0, terms, run);
+        }
+        FKL_UNROLL
+        for (int j = 0; pass != PASS_SUMS && j < PARTS; j++)
+            add_floats(acc[0], j, run[j]);
     }
-    if (i < n)
-        step_float(pass, type, PARTS, i, n - i, p, q, c, p_sum, q_sum, others, &begun);
     if (pass != PASS_JS_HALF) {
         for (int j = 0; j < PARTS; j++) {
             acc[first][j] = p_sum[j];
             acc[first + 1][j] = q_sum[j];
-        }
-    }
-    if (pass == PASS_SUMS)
-        return;
-    for (i = 0; i < n; i += FLOAT_RUN * step) {
-        FKL_UNROLL
-        for (int j = 0; j < PARTS; j++) {
-            vf terms = end_float(pass, &begun, i + j * VF);
-            if (i + step < n)
-                terms += end_float(pass, &begun, i + step + j * VF);
-            add_floats(acc[0], j, terms);
         }
     }
 }
@@ -371,56 +375,58 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const int across,
 }
 #endif
 
-/* A run of n <= RUN * LANES elements, added to the sums of its block, acc. Terms that are begun wait to be added to
- * `sums`; those of the run before, be it of this row or of another, are ended. */
+/* A run of n <= RUN * LANES elements, added to the sums of its block, acc. The terms of a step are begun before those of
+ * the step before it are ended. */
 FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const int across, const char *p, const char *q,
-                        ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others,
-                        struct begun_runs *begun, double *const sums[MOST_DIVISIONS])
+                        ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others)
 {
-    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD, whole = RUN * LANES;
-    const int plain = pass_plain_sums(pass), divisions = pass_divisions(pass);
-    struct begun_run *const now = &begun->runs[begun->waits ^ 1], *const waiting = &begun->runs[begun->waits];
-    struct ends ends = no_ends();
-    vd run[SUMS][PARTS]; /* plain sums begin with 0, the others go on from those of the block */
-    for (int j = 0; j < PARTS; j++)
-        for (int k = 0; k < SUMS; k++)
+    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
+    const int plain = pass_plain_sums(pass);
+    struct begun waiting[MOST_VECTORS], next[MOST_VECTORS];
+    vd run[SUMS][PARTS], ends[MOST_DIVISIONS][PARTS];
+    ptrdiff_t i = 0;
+    for (int j = 0; j < PARTS; j++) {
+        for (int k = 0; k < SUMS; k++) /* plain sums begin with 0, the others go on from those of the block */
             run[k][j] = k < plain ? vd_set(0.0) : acc[k][j];
-    /* Two loops, not one with a condition: with it GCC spills registers in the one that matters. */
-    if (divisions > 0 && FKL_LIKELY(n == whole && begun->count == whole)) {
-        for (ptrdiff_t i = 0; i < whole; i += most) {
-            if (!across)
-                ask_for_more(pass, p, q, i * size, most * size, c->ahead);
-            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, now);
-            end_begun(divisions, MOST_VECTORS, waiting, i, &ends);
-        }
-    } else {
-        ptrdiff_t i = 0;
-        for (; i + most <= n; i += most) {
-            if (!across)
-                ask_for_more(pass, p, q, i * size, most * size, c->ahead);
-            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, now);
-        }
-        if (most > LANES && i + LANES <= n) {
-            step_double(pass, type, PARTS, i, -1, p, q, c, run, others, now);
-            i += LANES;
-        }
-        if (i < n)
-            step_double(pass, type, PARTS, i, n - i, p, q, c, run, others, now);
-        if (divisions > 0)
-            end_run(divisions, begun, &ends);
+        for (int k = 0; k < MOST_DIVISIONS; k++)
+            ends[k][j] = vd_set(0.0);
     }
-    for (int k = 0; k < SUMS; k++)
-        for (int j = 0; j < PARTS; j++)
+    if (most <= n) {
+        if (!across)
+            ask_for_more(pass, p, q, 0, most * size, c->ahead);
+        step_double(pass, type, MOST_VECTORS, 0, -1, p, q, c, run, others, waiting);
+        for (i = most; i + most <= n; i += most) {
+            if (!across)
+                ask_for_more(pass, p, q, i * size, most * size, c->ahead);
+            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, next);
+            end_terms(pass, MOST_VECTORS, waiting, ends);
+            for (int j = 0; j < MOST_VECTORS; j++)
+                waiting[j] = next[j];
+        }
+        end_terms(pass, MOST_VECTORS, waiting, ends);
+    }
+    if (most > LANES && i + LANES <= n) {
+        step_double(pass, type, PARTS, i, -1, p, q, c, run, others, next);
+        end_terms(pass, PARTS, next, ends);
+        i += LANES;
+    }
+    if (i < n) {
+        step_double(pass, type, PARTS, i, n - i, p, q, c, run, others, next);
+        end_terms(pass, PARTS, next, ends);
+    }
+    for (int j = 0; j < PARTS; j++) {
+        for (int k = 0; k < pass_divisions(pass); k++)
+            run[division_sum(pass, k)][j] += ends[k][j];
+        for (int k = 0; k < SUMS; k++)
             acc[k][j] = k < plain ? acc[k][j] + run[k][j] : run[k][j];
-    if (divisions > 0)
-        turn_begun(divisions, begun, &ends, n, sums);
+    }
 }
 
 /* A block of n <= BLOCK elements, of one row or (across) eight elements of as many rows in turn: its sums, and the bits
- * of special elements added to others. Some terms may still wait in begun: see end_last(). */
+ * of special elements added to others. */
 FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const int across, const char *p,
                           const char *q, ptrdiff_t n, const struct vcontext *c, double sums[SUMS][LANES],
-                          struct exceptions *others, struct begun_runs *begun)
+                          struct exceptions *others)
 {
     vd acc[SUMS][PARTS];
     for (int k = 0; k < SUMS; k++)
@@ -433,17 +439,8 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
 #endif
     } else {
         const ptrdiff_t size = type_size(type), run = RUN * LANES;
-        const int divisions = division_sum(pass, 1) == 0 ? pass_begins(pass) : pass_divisions(pass);
-        double *const ends[MOST_DIVISIONS] = {sums[0], sums[division_sum(pass, 1)]};
-        for (int k = 0; k < divisions; k++)
-            for (int j = 0; j < PARTS; j++)
-                vd_store(ends[k] + j * VD, vd_set(0.0));
         for (ptrdiff_t i = 0; i < n; i += run)
-            add_run(pass, type, across, p + i * size, q + i * size, n - i < run ? n - i : run, c, acc, others, begun,
-                    ends);
-        for (int k = 0; k < divisions; k++)
-            for (int j = 0; j < PARTS; j++)
-                acc[division_sum(pass, k)][j] += vd_load(ends[k] + j * VD); /* of all runs but the last */
+            add_run(pass, type, across, p + i * size, q + i * size, n - i < run ? n - i : run, c, acc, others);
     }
     if (pass == PASS_SUMS_MAX) {
         FKL_UNROLL
@@ -470,13 +467,10 @@ FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const
                            const struct vcontext *c, struct sums *s)
 {
     struct exceptions others = no_exceptions();
-    struct begun_runs begun;
     _Alignas(64) double sums[SUMS][LANES];
-    start_begun(&begun, sums[0]);
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
         add_block(pass, type, 0, p + start * type_size(type), q + start * type_size(type),
-                  n - start < BLOCK ? n - start : BLOCK, c, sums, &others, &begun);
-        end_last(pass_divisions(pass), &begun);
+                  n - start < BLOCK ? n - start : BLOCK, c, sums, &others);
         for (int k = 0; k < pass_sums(pass); k++) {
             for (int j = 0; j < PARTS; j++) {
                 vd sum = vd_load(&sums[k][j * VD]), high = sum, low = vd_set(0.0);

@@ -103,7 +103,10 @@ FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
     }
 }
 
-/* The passes whose terms are begun for many elements before they are ended (see struct vd_begun). */
+/* How many divisions a term has at most, each with a part of it. */
+#define MOST_DIVISIONS 2
+
+/* The passes whose terms are begun some time before they are ended (see struct vd_begun). */
 FKL_INLINE int pass_begins(const enum pass pass)
 {
     return pass_is_single(pass) || pass == PASS_KL_PAIR || pass == PASS_DIFFERENCE || pass == PASS_JS_HALF;
@@ -276,20 +279,16 @@ FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf 
     *q = vf_select(mf_or(no_p, no_q), one, *q);
 }
 
-struct begun_float {
-    vf s2[MOST_DIVISIONS], w[MOST_DIVISIONS], base;
-};
-
-/* low: what the rounding of c q has lost. */
-FKL_INLINE struct begun_float begin_float(const enum pass pass, vf p, vf q, vf low)
+/* One vector of terms. low: what the rounding of c q has lost. */
+FKL_INLINE vf float_term(const enum pass pass, vf p, vf q, vf low)
 {
-    if (pass_halves(pass)) {
-        vf m = vf_half(p + q);
-        struct vf_begun first = vf_begin_phi(p, m);
-        struct vf_begun second = pass == PASS_JS_ONCE ? vf_begin_phi(q, m) : vf_begin_phi_shifted(q, m, low);
-        return (struct begun_float){{first.s2, second.s2}, {first.w, second.w}, first.base + second.base};
-    }
-    struct vf_begun x = vf_begin_phi(p, q);
-    return (struct begun_float){{x.s2, vf_set(0.0f)}, {x.w, vf_set(0.0f)}, x.base};
+    if (!pass_halves(pass))
+        return vf_phi(p, q);
+    vf m = vf_half(p + q);
+    struct vf_begun first = vf_begin_phi(p, m);
+    struct vf_begun second = pass == PASS_JS_ONCE ? vf_begin_phi(q, m) : vf_begin_phi_shifted(q, m, low);
+    first.base += second.base;
+    second.base = vf_end(first);
+    return vf_end(second);
 }
 #endif

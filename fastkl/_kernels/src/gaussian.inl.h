@@ -5,8 +5,9 @@
  * (gaussian_term()), its sums over a row (add_gaussian()), rows one after the other (gaussian_along()) or, short ones,
  * a row in each lane (gaussian_across()). Rows with numbers near the ends of the range go to careful_gaussian.c.
  */
-#include "begun.inl.h"
+#include "load.inl.h"
 #include "pack.inl.h"
+#include "vmath.h"
 
 #include <float.h>
 
@@ -106,11 +107,11 @@ FKL_INLINE void start_gaussian(struct gaussian_sums *sums)
     }
 }
 
-/* LANES elements from the i-th at `at` on, or the last n < LANES of a row where n >= 0: their terms are begun, and
- * their bases added to run. `first` is the run's first element. */
+/* LANES elements from the i-th at `at` on, or the last n < LANES of a row where n >= 0: their bases are added
+ * to run, the terms, begun, are returned. */
 FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const enum fkl_type type, const int across,
-                              const char *const at[FKL_MOST_OPERANDS], ptrdiff_t first, ptrdiff_t i, ptrdiff_t n,
-                              vd run[PARTS], struct extent *extent, struct begun_run *begun)
+                              const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i, ptrdiff_t n,
+                              vd run[PARTS], struct extent *extent, struct vd_begun terms[PARTS])
 {
     const ptrdiff_t size = type_size(type);
     const int operands = prior ? 4 : 2;
@@ -127,11 +128,8 @@ FKL_INLINE void gaussian_step(const enum fkl_scale scale, const int prior, const
             if (n >= 0 && scale != FKL_LOGVAR && k % 2 == 1) /* ones' terms are 0, and zero logarithms' */
                 x[k] = ones_behind(x[k], part);
         }
-        const struct vd_begun term = gaussian_term(scale, prior, x[0], x[1], prior ? x[2] : x[0], prior ? x[3] : x[1],
-                                                   extent, j);
-        run[j] += term.base;
-        if (gaussian_begins(scale))
-            keep_begun(term, begun, 0, i - first + j * VD);
+        terms[j] = gaussian_term(scale, prior, x[0], x[1], prior ? x[2] : x[0], prior ? x[3] : x[1], extent, j);
+        run[j] += terms[j].base;
     }
 }
 
@@ -160,11 +158,18 @@ FKL_INLINE int gaussian_in_float(const enum fkl_scale scale, const int prior, co
     return FKL_FLOAT_KERNELS && scale == FKL_LOGVAR && !prior && type == FKL_F32;
 }
 
+/* What a step's terms are beyond their bases is added to ends. */
+FKL_INLINE void end_gaussian_step(const enum fkl_scale scale, const struct vd_begun terms[PARTS], vd ends[PARTS])
+{
+    for (int j = 0; gaussian_begins(scale) && j < PARTS; j++)
+        ends[j] = vd_end((struct vd_begun){terms[j].s2, terms[j].w, ends[j]});
+}
+
 /* The elements [i, end), a run, whose sum is added to that of the block, acc: floats' terms are added up in float, and
- * then in double. Terms that are begun wait to be added to `sum`; those of the run before are ended. */
+ * then in double. The terms of a step are begun before those of the step before it are ended. */
 FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, const enum fkl_type type,
                                  const int across, const char *const at[FKL_MOST_OPERANDS], ptrdiff_t i, ptrdiff_t end,
-                                 vd acc[PARTS], struct extent *extent, struct begun_runs *begun, double sum[LANES])
+                                 vd acc[PARTS], struct extent *extent)
 {
 #if FKL_FLOAT_KERNELS
     if (gaussian_in_float(scale, prior, type)) {
@@ -182,30 +187,26 @@ FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, co
         return;
     }
 #endif
-    const ptrdiff_t first = i, whole = RUN * LANES;
-    const int divisions = gaussian_begins(scale);
-    struct begun_run *const now = &begun->runs[begun->waits ^ 1], *const waiting = &begun->runs[begun->waits];
-    struct ends ends = no_ends();
-    vd run[PARTS];
+    struct vd_begun waiting[PARTS], next[PARTS];
+    vd run[PARTS], ends[PARTS];
     for (int j = 0; j < PARTS; j++)
-        run[j] = vd_set(0.0);
-    if (divisions > 0 && FKL_LIKELY(end - i == whole && begun->count == whole)) {
-        for (; i < end; i += LANES) {
-            gaussian_step(scale, prior, type, across, at, first, i, -1, run, extent, now);
-            end_begun(divisions, PARTS, waiting, i - first, &ends);
+        run[j] = ends[j] = vd_set(0.0);
+    if (i + LANES <= end) {
+        gaussian_step(scale, prior, type, across, at, i, -1, run, extent, waiting);
+        for (i += LANES; i + LANES <= end; i += LANES) {
+            gaussian_step(scale, prior, type, across, at, i, -1, run, extent, next);
+            end_gaussian_step(scale, waiting, ends);
+            for (int j = 0; j < PARTS; j++)
+                waiting[j] = next[j];
         }
-    } else {
-        for (; i + LANES <= end; i += LANES)
-            gaussian_step(scale, prior, type, across, at, first, i, -1, run, extent, now);
-        if (i < end)
-            gaussian_step(scale, prior, type, across, at, first, i, end - i, run, extent, now);
-        if (divisions > 0)
-            end_run(divisions, begun, &ends);
+        end_gaussian_step(scale, waiting, ends);
+    }
+    if (i < end) {
+        gaussian_step(scale, prior, type, across, at, i, end - i, run, extent, next);
+        end_gaussian_step(scale, next, ends);
     }
     for (int j = 0; j < PARTS; j++)
-        acc[j] += run[j];
-    if (divisions > 0)
-        turn_begun(divisions, begun, &ends, end - first, (double *[MOST_DIVISIONS]){sum});
+        acc[j] += gaussian_begins(scale) ? run[j] + ends[j] : run[j];
 }
 
 /* n elements at `at` added to sums: of a row from a multiple of BLOCK on, or (across) eight rows' in turn. */
@@ -214,25 +215,15 @@ FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const 
 {
     const ptrdiff_t run = RUN * LANES;
     struct extent extent = sums->extent; /* in registers */
-    struct begun_runs begun;
-    _Alignas(64) double sum[LANES];
-    start_begun(&begun, sum);
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
         const ptrdiff_t end = n - start < BLOCK ? n : start + BLOCK;
         vd acc[PARTS];
-        for (int j = 0; j < PARTS; j++) {
+        for (int j = 0; j < PARTS; j++)
             acc[j] = vd_set(0.0);
-            vd_store(sum + j * VD, acc[j]);
-        }
         for (ptrdiff_t i = start; i < end; i += run)
-            add_gaussian_run(scale, prior, type, across, at, i, end - i < run ? end : i + run, acc, &extent, &begun,
-                             sum);
-        if (gaussian_begins(scale))
-            end_last(1, &begun);
+            add_gaussian_run(scale, prior, type, across, at, i, end - i < run ? end : i + run, acc, &extent);
         for (int j = 0; j < PARTS; j++) {
             vd lost;
-            if (gaussian_begins(scale))
-                acc[j] += vd_load(sum + j * VD);
             vd_two_sum(sums->high[j], acc[j], &sums->high[j], &lost);
             sums->low[j] += lost;
         }
