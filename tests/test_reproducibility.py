@@ -209,6 +209,23 @@ def test_axes(family, length, type_name, level, rng):
         assert score.swapaxes(0, 1).tobytes() == expected[name]
 
 
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+@pytest.mark.parametrize("length", [32, 33, 39, 64, 66, 100, 127, 256, 257, 264, 520])
+def test_columns(length, type_name, level, rng):
+    """Many rows side by side across the memory have kernels of their own: see discrete_columns.inl.h."""
+    family = FAMILIES["normalized"]
+    for count in (15, 16, 47, 130, 300):
+        p, q, _ = family.rows(rng, (count, length), type_name)
+        if count == 130:  # as JS takes them in one pass
+            p, q = (x / np.maximum(x.sum(-1, keepdims=True), np.finfo(x.dtype).tiny) for x in (p, q))
+        for function in (fastkl.kl_divergence, fastkl.js_divergence, fastkl.js_distance):
+            expected = function(p, q).tobytes()
+            p_columns, q_columns = np.ascontiguousarray(p.T), np.ascontiguousarray(q.T)
+            assert function(p_columns, q_columns, axis=0).tobytes() == expected, (function, count)
+            assert function(p_columns[None], q_columns[None], axis=1, n_threads=3).tobytes() == expected
+            assert function(p_columns, np.asfortranarray(q_columns), axis=0).tobytes() == expected
+
+
 @families_that_differ
 @pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("length", [1, 3, 8, 17, 33, 130])

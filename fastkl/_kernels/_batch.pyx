@@ -333,11 +333,15 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
     cdef Py_ssize_t inner = plan.shape[plan.axes - 1], runs = 1
     for i in range(plan.axes - 1):
         runs *= plan.shape[i]
+    cdef bint side_by_side = True
     for k in range(plan.problem.operands):
         plan.operands[k].row_stride = plan.strides[k][plan.axes - 1]
+        side_by_side = side_by_side and plan.operands[k].row_stride == cnp.PyArray_ITEMSIZE(operands[k])
     plan.block_rows = max(8, min(<Py_ssize_t>BLOCK_ROWS, (BLOCK_ELEMENTS // plan.problem.length + 4) // 8 * 8))
     if plan.block_rows > FKL_PACKED_ROWS:  # rows that are packed are packed so many at a time
         plan.block_rows -= plan.block_rows % FKL_PACKED_ROWS
+    if family == FKL_DISCRETE and side_by_side:  # rows across the memory are columns of it, so many at a time
+        plan.block_rows = max(plan.block_rows, <Py_ssize_t>FKL_COLUMNS)
     if matrices is not None:  # a q that all pairs of a block have in common is factored once
         plan.block_rows = LANES_ROWS if plan.problem.length <= FKL_LANES_MOST else PANELS_ROWS
     if runs * inner < plan.block_rows * n_threads:  # few long rows: a share for each thread

@@ -17,6 +17,7 @@ cdef extern from "kernels.h" nogil:
     enum: FKL_MOST_OPERANDS
     enum: FKL_LANES_MOST
     enum: FKL_PACKED_ROWS
+    enum: FKL_COLUMNS
 
     enum: FKL_DISCRETE
     enum: FKL_GAUSSIAN

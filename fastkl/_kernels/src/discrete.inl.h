@@ -5,6 +5,7 @@
  *   discrete_terms     what a *pass* over a row adds up: the formulae (element(), begin());
  *   discrete_sums      the sums over 256 elements of a row (add_block()) and over longer rows (pass_along());
  *   discrete_groups    a pass over up to eight rows: long ones one after the other, short ones a row in each lane;
+ *   discrete_columns   a pass over rows that lie side by side, across the memory;
  *   discrete_results   the row sums and from them c = sum(p)/sum(q), as two doubles (prepare()); from the sums of terms
  *                      the results, with a mask of those that are vouched for (finish());
  *   this one           blocks of many rows: discrete_block() plans the work and packs what needs it, one_pass() and
@@ -12,8 +13,9 @@
  */
 #include "discrete_results.inl.h"
 
-/* Groups of rows whose sums are taken before their results are. */
-#define GROUPS (FKL_PACKED_ROWS / LANES)
+/* Groups of rows whose sums are taken before their results are, at most and where they are not columns. */
+#define GROUPS (COLUMNS / LANES)
+#define ROW_GROUPS (FKL_PACKED_ROWS / LANES)
 /* Rows that are passed over twice go in groups of at most so many bytes of each operand, which stay in the cache in
  * between. A group is asked for during the second pass over the one before it, behind that pass's arithmetic. */
 #define CACHED 131072
@@ -24,6 +26,7 @@
 static void start_group(struct group *g, const fkl_rows *p, const fkl_rows *q, const fkl_problem *problem,
                         enum fkl_type type, double order, void *scratch)
 {
+    g->column_sums = (struct column_sums *)(void *)((char *)scratch + fkl_group_scratch(problem->length));
     g->p.rows = p;
     g->q.rows = q;
     g->p.direct = is_direct(p, type);
@@ -189,6 +192,13 @@ static int wants_packing(const fkl_rows *rows, enum fkl_type type, ptrdiff_t len
     return !is_direct(rows, type);
 }
 
+/* Do rows lie side by side across the memory, long enough not to be packed for that? */
+static int are_columns(const fkl_rows *rows, enum fkl_type type, ptrdiff_t length)
+{
+    return length > FKL_SHORT && (enum fkl_type)rows->type == type && !rows->swapped &&
+           rows->row_stride == type_size(type) && rows->item_stride != rows->row_stride;
+}
+
 /* Rows [first, first + count) as *taken: packed into the tile, or where they are. Short rows that lie end to end are
  * packed as one. */
 static const fkl_rows *take_rows(const fkl_rows *rows, int packs, ptrdiff_t first, ptrdiff_t count, ptrdiff_t length,
@@ -234,7 +244,8 @@ struct plan {
     int across;         /* rows are short: eight at a time, one per lane */
     enum fkl_type type; /* in which rows are read */
     int floats;         /* sums and terms are taken in float arithmetic */
-    pass_runner *const *run; /* by pass */
+    pass_runner *const *run;  /* by pass */
+    pass_runner *const *once; /* the same for the one pass that will do for most rows */
     enum pass sums_pass, terms_pass;
     ptrdiff_t together; /* rows in a group */
     void *scratch;
@@ -345,7 +356,7 @@ static void kl_in_one_pass(const struct plan *plan, struct batch *batch, struct 
 {
     struct totals terms[GROUPS];
     open_groups(plan, batch, g, 0, batch->groups, terms);
-    plan->run[PASS_KL](g, batch->groups, 0, plan->problem->length, terms);
+    plan->once[PASS_KL](g, batch->groups, 0, plan->problem->length, terms);
     for (int i = 0; i < batch->groups; i++)
         batch->good[i] = finish_kl(&terms[i], plan->problem, plan->floats, batch->result[i]);
     for (int i = 0; i < batch->groups; i++) {
@@ -379,7 +390,7 @@ static void js_in_one_pass(const struct plan *plan, struct batch *batch, struct 
     }
     if (once) {
         open_groups(plan, batch, g, from, to, terms);
-        plan->run[PASS_JS_ONCE](g, to - from, 0, plan->problem->length, terms);
+        plan->once[PASS_JS_ONCE](g, to - from, 0, plan->problem->length, terms);
     }
     *apart = 0;
     for (int i = from; i < to; i++) {
@@ -441,24 +452,35 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
     const int plain = js || (op == FKL_KL && !problem->normalize);
     plan.sums_pass = exact ? PASS_SUMS_EXACT : plain && (plan.floats || plan.type == FKL_F64) ? PASS_SUMS : PASS_SUMS_MAX;
     const ptrdiff_t fitting = CACHED / (length * type_size(plan.type));
-    plan.together = across || fitting > LANES ? LANES : fitting < 1 ? 1 : fitting;
+    const ptrdiff_t together = across || fitting > LANES ? LANES : fitting < 1 ? 1 : fitting;
 
     struct group groups[GROUPS];
     fkl_rows p_packed, q_packed;
     char *p_tile = (char *)scratch + fkl_group_scratch(length);
     char *q_tile = p_tile + fkl_packed_rows(length) * fkl_packed_stride(length);
     const int packs_p = wants_packing(p, plan.type, length), packs_q = q != p && wants_packing(q, plan.type, length);
-    const ptrdiff_t most = GROUPS * plan.together, packed_rows = fkl_packed_rows(length);
-    const ptrdiff_t stretch = (packs_p || packs_q) && packed_rows < most ? packed_rows : most;
+    const ptrdiff_t whole = ROW_GROUPS * together, packed_rows = fkl_packed_rows(length);
+    const ptrdiff_t stretch = (packs_p || packs_q) && packed_rows < whole ? packed_rows : whole;
+    const int side_by_side = (kl_once || js_once) && (plan.type == FKL_F64 || plan.type == FKL_F32) &&
+                             are_columns(p, plan.type, length) && are_columns(q, plan.type, length);
 
     int apart = plan.type == FKL_F16 || plan.type == FKL_BF16; /* rows of halves hardly ever weigh the same */
 
-    for (ptrdiff_t first = 0; first < n_rows; first += stretch) {
-        const ptrdiff_t n = n_rows - first < stretch ? n_rows - first : stretch;
+    for (ptrdiff_t first = 0, n; first < n_rows; first += n) {
+        const ptrdiff_t rest = n_rows - first;
         struct batch batch;
         batch.first = first;
         batch.groups = 0;
-        if (packs_p || packs_q) {
+        /* Where JS has to take the sums first, rows are better packed. */
+        const int columns = side_by_side && rest >= COLUMNS_AT_ONCE && !(js_once && apart);
+        const ptrdiff_t most = columns ? COLUMNS : stretch;
+        plan.once = columns ? runners_columns[plan.type] : plan.run;
+        plan.together = columns ? LANES : together;
+        n = columns ? rest / COLUMNS_AT_ONCE * COLUMNS_AT_ONCE : rest;
+        n = n < most ? n : most;
+        if (side_by_side)
+            plan.p = p, plan.q = q;
+        if (!columns && (packs_p || packs_q)) {
             plan.p = take_rows(p, packs_p, first, n, length, plan.type, p_tile, &p_packed);
             plan.q = q == p ? plan.p : take_rows(q, packs_q, first, n, length, plan.type, q_tile, &q_packed);
             batch.first = 0;
@@ -470,9 +492,9 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
         }
         for (ptrdiff_t at = 0; at < n; at += plan.together)
             batch.counts[batch.groups++] = (int)(n - at < plan.together ? n - at : plan.together);
-        if (first == 0) /* no later stretch has more groups */
+        if (first == 0 || side_by_side) /* no later stretch has more groups */
             start_groups(&plan, groups, 0, batch.groups);
-        for (int i = 0; !across && (packs_p || packs_q) && i < batch.groups; i++) {
+        for (int i = 0; !across && !columns && (packs_p || packs_q) && i < batch.groups; i++) {
             expect_rows(&groups[i].p, p, packs_p, first, n, length, i);
             expect_rows(&groups[i].q, q, packs_q, first, n, length, i);
         }
@@ -480,7 +502,7 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
             kl_in_one_pass(&plan, &batch, groups);
         } else {
             for (int i = 0, next; i < batch.groups; i = next) {
-                next = across ? batch.groups : i + 1;
+                next = across || columns ? batch.groups : i + 1;
                 if (js_once)
                     js_in_one_pass(&plan, &batch, &groups[i], i, next, &apart);
                 else

@@ -23,6 +23,7 @@ struct group {
     struct context context;
     double order; /* the b of PASS_RENYI */
     ptrdiff_t ahead;
+    struct column_sums *column_sums; /* where rows are taken as columns */
 };
 
 FKL_INLINE const char *row_start(const struct side *side, int row, const enum fkl_type type, ptrdiff_t start,

@@ -1,5 +1,5 @@
 /* discrete_results.inl.h: from the sums of up to eight rows their results, and which of these are vouched for. */
-#include "discrete_groups.inl.h"
+#include "discrete_columns.inl.h"
 
 /* Rows that differ by less than this part of themselves are so near to proportional that c must be known to more than
  * twice the precision; divergences are of its square. */

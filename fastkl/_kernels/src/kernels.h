@@ -92,12 +92,15 @@ typedef void fkl_elementwise(int operation, int type, ptrdiff_t n, char *const *
 
 /* Scratch space of the discrete family: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to
  * FKL_TILE_LENGTH elements of each row at a time, which is a multiple of the summation block; behind them the rows of p
- * and of q that are packed ahead of several groups, if a whole row fits. Elements are counted as doubles. */
+ * and of q that are packed ahead of several groups, if a whole row fits, or the sums of columns. Elements are counted as
+ * doubles. */
 #define FKL_SHORT 31 /* rows up to this length go eight at a time, one per lane; FKL_PACKED_ROWS of them are a tile */
 #define FKL_TILE_ROWS 8
 #define FKL_TILE_LENGTH 4096
 #define FKL_PACKED_ROWS 64
 #define FKL_PACKED_BYTES 131072 /* of each operand: they stay in the second-level cache */
+#define FKL_COLUMNS 128 /* rows across the memory that are worked on side by side, and the space for their sums */
+#define FKL_COLUMNS_SCRATCH ((8 * 18 + 1) * 8 * FKL_COLUMNS)
 static inline ptrdiff_t fkl_tile_length(ptrdiff_t length)
 {
     return length < FKL_TILE_LENGTH ? length : FKL_TILE_LENGTH;
@@ -144,6 +147,8 @@ static inline size_t fkl_scratch_bytes(enum fkl_family family, ptrdiff_t length)
     if (family == FKL_LOGITS)
         return FKL_MOST_OPERANDS * FKL_LOGITS_TILE;
     ptrdiff_t packed = length > FKL_TILE_LENGTH ? 0 : 2 * fkl_packed_rows(length) * fkl_packed_stride(length);
+    if (length > FKL_SHORT && packed < FKL_COLUMNS_SCRATCH) /* in the same place */
+        packed = FKL_COLUMNS_SCRATCH;
     return (size_t)(fkl_group_scratch(length) + packed);
 }
 
