@@ -97,6 +97,18 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
     }
 }
 
+/* Of short rows in columns, where the same group of the next stretch lies, if it does end to end, to be asked for bit by
+ * bit. If not it is asked for here, and there is nothing more to ask for but the columns themselves. */
+FKL_INLINE const char *coming_columns(const struct side *side, const enum fkl_type type, ptrdiff_t length)
+{
+    const fkl_rows *rows = side->rows;
+    const ptrdiff_t next = side->first + FKL_PACKED_ROWS;
+    if (rows->row_stride == length * type_size(type) && length > 1)
+        return FKL_AT(rows->data, next * rows->row_stride);
+    ask_for_eight_rows(rows, next, length);
+    return side->tile;
+}
+
 /* Groups of eight rows of at most FKL_SHORT elements, one row per lane: see pack_columns(). */
 FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, const struct group *groups, int count,
                             struct totals *totals)
@@ -104,8 +116,10 @@ FKL_INLINE void pass_across(const enum pass pass, const enum fkl_type type, cons
     for (int k = 0; k < count; k++) {
         const struct group *g = &groups[k];
         struct totals *t = &totals[k];
-        const struct vcontext c = lane_context(&g->context, g->problem->parameter, g->order, 0);
+        struct vcontext c = lane_context(&g->context, g->problem->parameter, g->order, 0);
         struct exceptions others = no_exceptions();
+        c.p_coming = coming_columns(&g->p, type, g->problem->length);
+        c.q_coming = coming_columns(&g->q, type, g->problem->length);
         add_block(pass, type, 1, g->p.tile, g->q.tile, LANES * g->problem->length, &c, t->sum, &others);
         t->special = 0;
         if (!any_special(&others))

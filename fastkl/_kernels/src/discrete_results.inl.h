@@ -73,10 +73,8 @@ static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, in
     for (int j = 0; j < LANES; j += VD) {
         const vd one = vd_set(1.0), eight = vd_set(8.0);
         vd sum = vd_load(&t->sum[0][j]), p = vd_load(&t->sum[1][j]), q = vd_load(&t->sum[2][j]);
-        md fine = md_and(md_and(vd_le(vd_set(low), vd_min(p, q)), vd_le(vd_max(p, q), vd_set(high))),
-                         md_and(vd_le(p, p), vd_le(q, q)));
-        p = vd_select(fine, p, one);
-        q = vd_select(fine, q, one);
+        const md fine = md_and(md_and(vd_le(vd_set(low), p), vd_le(p, vd_set(high))),
+                               md_and(vd_le(vd_set(low), q), vd_le(q, vd_set(high))));
         vd a = sum / p, value = a;
         /* Of rows that both sum to 1, as most do, what would be subtracted is below the last bit of a. */
         vd apart = vd_abs(q - p), bound = apart + vd_set(0x1p-50) * p;

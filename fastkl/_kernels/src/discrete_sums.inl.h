@@ -103,19 +103,25 @@ FKL_INLINE void end_terms(const enum pass pass, const int vectors, const struct 
         }
 }
 
-/* Of both operands, the `bytes` bytes behind those at offset i that will be wanted next: by this pass, or, `ahead`
- * bytes from here, by the next one. */
-FKL_INLINE void ask_for_more(const enum pass pass, const char *p, const char *q, ptrdiff_t i, ptrdiff_t bytes,
-                             ptrdiff_t ahead)
+/* Of both operands, the `bytes` bytes that will be wanted as those at offset i from p and q are: by this pass, or,
+ * c->ahead bytes from here, by the next one; of short rows, of which p and q are `at` bytes behind a copy, by the next
+ * stretch. */
+FKL_INLINE void ask_for_more(const enum pass pass, const int across, const char *p, const char *q, ptrdiff_t i,
+                             ptrdiff_t bytes, ptrdiff_t at, const struct vcontext *c)
 {
-    if (pass_is_single(pass)) {
+    if (!across && pass_is_single(pass)) {
         ask_far_ahead(2, p, i, bytes);
         ask_far_ahead(2, q, i, bytes);
         return;
     }
-    for (ptrdiff_t line = 0; line < bytes; line += 64) {
-        fkl_prefetch(p, i + line + ahead);
-        fkl_prefetch(q, i + line + ahead);
+    for (ptrdiff_t line = i; line < i + bytes; line += 64) {
+        if (across) {
+            fkl_prefetch_far(c->p_coming, at + line);
+            fkl_prefetch_far(c->q_coming, at + line);
+        } else {
+            fkl_prefetch(p, c->ahead + line);
+            fkl_prefetch(q, c->ahead + line);
+        }
     }
 }
 
@@ -258,6 +264,34 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
             terms[j] = float_term(pass, x[j], y[j], low[j]);
 }
 
+/* c as two floats: of one row, or of eight, where floats i and i + 8 belong to row i. */
+FKL_INLINE struct fcontext float_context(const enum pass pass, const int across, const struct vcontext *c)
+{
+    struct fcontext f;
+    for (int j = 0; j < PARTS; j++) {
+        const double high = c->c[0][0];
+        f.c[j] = vf_set((float)high);
+        f.c_low[j] = vf_set((float)((high - (float)high) + c->c_low[0][0]));
+    }
+    if (across && pass_scales(pass)) {
+        double high[LANES], low[LANES];
+        float c_high[2 * LANES], c_low[2 * LANES];
+        for (int j = 0; j < PARTS; j++) {
+            vd_store(high + j * VD, c->c[j]);
+            vd_store(low + j * VD, c->c_low[j]);
+        }
+        for (int i = 0; i < 2 * LANES; i++) {
+            c_high[i] = (float)high[i % LANES];
+            c_low[i] = (float)((high[i % LANES] - c_high[i]) + low[i % LANES]);
+        }
+        for (int j = 0; j < PARTS; j++) {
+            f.c[j] = vf_load(c_high + j * VF);
+            f.c_low[j] = vf_load(c_low + j * VF);
+        }
+    }
+    return f;
+}
+
 /* Terms of a step added to those of the steps before it in its run of FLOAT_RUN, if it isn't the `first`. */
 FKL_INLINE void add_terms_float(const int vectors, const int first, const vf terms[MOST_VECTORS], vf run[PARTS])
 {
@@ -266,12 +300,13 @@ FKL_INLINE void add_terms_float(const int vectors, const int first, const vf ter
         run[j % PARTS] = first && j < PARTS ? terms[j] : run[j % PARTS] + terms[j];
 }
 
-FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const char *p, const char *q,
-                                ptrdiff_t n, const struct fcontext *c, ptrdiff_t ahead, vd acc[SUMS][PARTS],
+FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const int across, const char *p,
+                                const char *q, ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS],
                                 struct exceptions *others)
 {
     const ptrdiff_t step = 2 * LANES, whole = FLOAT_RUN * step, most = MOST_VECTORS * VF, size = type_size(type);
     const int first = pass == PASS_SUMS ? 0 : 1; /* of the sums of elements */
+    const struct fcontext f = float_context(pass, across, c);
     vd p_sum[PARTS], q_sum[PARTS];
     vf terms[MOST_VECTORS], run[PARTS];
     ptrdiff_t i = 0;
@@ -280,8 +315,8 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
     for (; i + whole <= n; i += whole) {
         FKL_UNROLL
         for (ptrdiff_t at = 0; at < whole; at += most) {
-            ask_for_more(pass, p, q, (i + at) * size, most * size, ahead);
-            step_float(pass, type, MOST_VECTORS, i + at, -1, p, q, c, p_sum, q_sum, others, terms);
+            ask_for_more(pass, across, p, q, (i + at) * size, most * size, 0, c);
+            step_float(pass, type, MOST_VECTORS, i + at, -1, p, q, &f, p_sum, q_sum, others, terms);
             if (pass != PASS_SUMS)
                 add_terms_float(MOST_VECTORS, at == 0, terms, run);
         }
@@ -291,11 +326,11 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
     }
     if (i < n) {
         const ptrdiff_t rest = n - i;
-        step_float(pass, type, PARTS, i, rest < step ? rest : -1, p, q, c, p_sum, q_sum, others, terms);
+        step_float(pass, type, PARTS, i, rest < step ? rest : -1, p, q, &f, p_sum, q_sum, others, terms);
         if (pass != PASS_SUMS)
             add_terms_float(PARTS, 1, terms, run);
         if (step < rest) {
-            step_float(pass, type, PARTS, i + step, rest - step, p, q, c, p_sum, q_sum, others, terms);
+            step_float(pass, type, PARTS, i + step, rest - step, p, q, &f, p_sum, q_sum, others, terms);
             if (pass != PASS_SUMS)
                 add_terms_float(PARTS, 0, terms, run);
         }
@@ -345,40 +380,11 @@ FKL_INLINE struct vcontext lane_context(const struct context *context, double we
     return c;
 }
 
-#if FKL_FLOAT_KERNELS
-/* c as two floats: of one row, or of eight, where floats i and i + 8 belong to row i. */
-FKL_INLINE struct fcontext float_context(const enum pass pass, const int across, const struct vcontext *c)
-{
-    struct fcontext f;
-    for (int j = 0; j < PARTS; j++) {
-        const double high = c->c[0][0];
-        f.c[j] = vf_set((float)high);
-        f.c_low[j] = vf_set((float)((high - (float)high) + c->c_low[0][0]));
-    }
-    if (across && pass_scales(pass)) {
-        double high[LANES], low[LANES];
-        float c_high[2 * LANES], c_low[2 * LANES];
-        for (int j = 0; j < PARTS; j++) {
-            vd_store(high + j * VD, c->c[j]);
-            vd_store(low + j * VD, c->c_low[j]);
-        }
-        for (int i = 0; i < 2 * LANES; i++) {
-            c_high[i] = (float)high[i % LANES];
-            c_low[i] = (float)((high[i % LANES] - c_high[i]) + low[i % LANES]);
-        }
-        for (int j = 0; j < PARTS; j++) {
-            f.c[j] = vf_load(c_high + j * VF);
-            f.c_low[j] = vf_load(c_low + j * VF);
-        }
-    }
-    return f;
-}
-#endif
-
-/* A run of n <= RUN * LANES elements, added to the sums of its block, acc. The terms of a step are begun before those of
- * the step before it are ended. */
+/* A run of n <= RUN * LANES elements, `at` bytes into its block, added to the block's sums, acc. The terms of a step are
+ * begun before those of the step before it are ended. */
 FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const int across, const char *p, const char *q,
-                        ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS], struct exceptions *others)
+                        ptrdiff_t n, ptrdiff_t at, const struct vcontext *c, vd acc[SUMS][PARTS],
+                        struct exceptions *others)
 {
     const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
     const int plain = pass_plain_sums(pass);
@@ -392,12 +398,10 @@ FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const in
             ends[k][j] = vd_set(0.0);
     }
     if (most <= n) {
-        if (!across)
-            ask_for_more(pass, p, q, 0, most * size, c->ahead);
+        ask_for_more(pass, across, p, q, 0, most * size, at, c);
         step_double(pass, type, MOST_VECTORS, 0, -1, p, q, c, run, others, waiting);
         for (i = most; i + most <= n; i += most) {
-            if (!across)
-                ask_for_more(pass, p, q, i * size, most * size, c->ahead);
+            ask_for_more(pass, across, p, q, i * size, most * size, at, c);
             step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, next);
             end_terms(pass, MOST_VECTORS, waiting, ends);
             for (int j = 0; j < MOST_VECTORS; j++)
@@ -434,13 +438,12 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
             acc[k][j] = vd_set(pass_has_maximum(pass) && k == 2 ? -INFINITY : 0.0);
     if (in_float(pass, type)) {
 #if FKL_FLOAT_KERNELS
-        const struct fcontext f = float_context(pass, across, c);
-        add_block_float(pass, type, p, q, n, &f, c->ahead, acc, others);
+        add_block_float(pass, type, across, p, q, n, c, acc, others);
 #endif
     } else {
         const ptrdiff_t size = type_size(type), run = RUN * LANES;
         for (ptrdiff_t i = 0; i < n; i += run)
-            add_run(pass, type, across, p + i * size, q + i * size, n - i < run ? n - i : run, c, acc, others);
+            add_run(pass, type, across, p + i * size, q + i * size, n - i < run ? n - i : run, i * size, c, acc, others);
     }
     if (pass == PASS_SUMS_MAX) {
         FKL_UNROLL

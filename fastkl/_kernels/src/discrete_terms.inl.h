@@ -48,6 +48,7 @@ struct context {
 struct vcontext {
     vd c[PARTS], c_low[PARTS], total[PARTS], half[PARTS], weight, order;
     ptrdiff_t ahead; /* what a stream is asked for ahead of itself, in bytes */
+    const char *p_coming, *q_coming; /* of short rows: what is asked for beside the elements of a block */
 };
 
 FKL_INLINE vd vd_infinity(void) { return vd_set(INFINITY); }

@@ -314,8 +314,10 @@ FKL_INLINE uint64_t gaussian_across(const enum fkl_scale scale, const int prior,
     }
     for (ptrdiff_t i = 0; i < s->count; i += LANES) {
         const char *at[FKL_MOST_OPERANDS] = {0};
-        for (int k = 0; k < n_operands; k++)
+        for (int k = 0; k < n_operands; k++) {
             at[k] = columns[k] + i * length * size;
+            ask_for_eight_rows(&s->operands[k], s->first + i + GAUSSIAN_ROWS, length);
+        }
         struct gaussian_sums sum; /* at most FKL_SHORT elements a lane: one block */
         start_gaussian(&sum);
         add_gaussian(scale, prior, type, 1, at, LANES * length, &sum);

@@ -380,6 +380,8 @@ FKL_INLINE void full_lanes(const enum fkl_full_scale scale, const fkl_rows *oper
             pack_tile(&operands[3], &problem->matrices[3], first, count, d, q, converted);
         if (!standard)
             pack_columns(&operands[2], first, count, 0, d, FKL_F64, (char *)(lines + line));
+        for (int k = 0; k < problem->operands; k += 2)
+            ask_for_eight_rows(&operands[k], first + LANES, d);
         double values[LANES];
         for (int part = 0; part < LANES; part += VD) {
             double *at = lines + part;

@@ -224,6 +224,8 @@ FKL_INLINE void short_rows(const fkl_rows *operands, ptrdiff_t n_rows, const fkl
         for (int k = 0; k < 2; k++)
             pack_columns(&operands[k], first, rows, 0, length, FKL_F64, (char *)column[k]);
         for (ptrdiff_t i = 0; i < rows; i += LANES) {
+            for (int k = 0; k < 2; k++)
+                ask_for_eight_rows(&operands[k], first + i + LOGIT_ROWS, length);
             struct chunk_sums sums;
             double weight[LANES], moment[LANES], excess[LANES], kl[LANES];
             unsigned good =

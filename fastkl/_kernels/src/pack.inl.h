@@ -85,7 +85,7 @@ FKL_INLINE void transpose_strip(const enum fkl_type type, const char *const colu
                 vd square[VD];
                 FKL_UNROLL
                 for (int i = 0; i < VD; i++)
-                    square[i] = vd_load(columns[j + i] + row * 8);
+                    square[i] = vd_in_register(vd_load(columns[j + i] + row * 8));
                 vd_transpose(square);
                 FKL_UNROLL
                 for (int i = 0; i < VD; i++)
@@ -188,24 +188,48 @@ FKL_INLINE void two_columns(const enum fkl_type from_type, const enum fkl_type t
     }
 }
 
-/* Ask for the eight rows that will be wanted two calls from now; there is arithmetic to hide the wait behind. */
-FKL_INLINE void ask_for_eight_rows(const fkl_rows *rows, const char *from, ptrdiff_t n, int along)
+/* The eight short rows from `row` on are asked for, of n elements each: beside the arithmetic of others, so that the
+ * memory works while the processor does. */
+FKL_INLINE void ask_for_eight_rows(const fkl_rows *rows, ptrdiff_t row, ptrdiff_t n)
 {
-    const ptrdiff_t size = type_size((enum fkl_type)rows->type);
-    const ptrdiff_t ahead = 2 * FKL_PACKED_ROWS * rows->row_stride;
-    if (!along) {
+    const ptrdiff_t size = type_size((enum fkl_type)rows->type), stride = rows->row_stride, ahead = row * stride;
+    if (stride == size) {
         for (ptrdiff_t j = 0; j < n; j++)
-            fkl_prefetch_far(from, ahead + j * rows->item_stride);
-    } else if (rows->row_stride == n * size) {
-        for (ptrdiff_t line = 0; line < LANES * n * size; line += 64)
-            fkl_prefetch_far(from, ahead + line);
-    } else if (rows->row_stride != 0) {
+            fkl_prefetch_far(rows->data, ahead + j * rows->item_stride);
+    } else if (stride == n * size) {
+        for (ptrdiff_t line = 0; line < LANES * stride; line += 64)
+            fkl_prefetch_far(rows->data, ahead + line);
+    } else if (stride != 0) {
         for (int i = 0; i < LANES; i++) {
-            fkl_prefetch_far(from, ahead + i * rows->row_stride);
-            fkl_prefetch_far(from, ahead + i * rows->row_stride + n * size - 1);
+            fkl_prefetch_far(rows->data, ahead + i * stride);
+            fkl_prefetch_far(rows->data, ahead + i * stride + (n - 1) * rows->item_stride);
         }
     }
 }
+
+#if VD >= 4
+/* Are eight elements of eight rows quicker together than two at a time? */
+FKL_INLINE int has_eight_columns(const enum fkl_type from_type, const enum fkl_type to_type)
+{
+    return from_type == to_type && (from_type == FKL_F32 || VD == 8);
+}
+
+FKL_INLINE void eight_columns(const enum fkl_type type, const fkl_rows *rows, const char *from, char *to)
+{
+    if (type == FKL_F32) {
+        vf_store_eight_columns(from, rows->row_stride, (float *)(void *)to);
+        return;
+    }
+#if VD == 8
+    vd square[VD];
+    for (int i = 0; i < VD; i++)
+        square[i] = vd_in_register(vd_load(from + i * rows->row_stride));
+    vd_transpose(square);
+    for (int i = 0; i < VD; i++)
+        vd_store((double *)(void *)to + i * LANES, square[i]);
+#endif
+}
+#endif
 
 /* pack_columns() for `groups` whole groups. */
 FKL_INLINE void whole_groups(const enum fkl_type from_type, const enum fkl_type to_type, const int along,
@@ -213,13 +237,32 @@ FKL_INLINE void whole_groups(const enum fkl_type from_type, const enum fkl_type 
 {
     const ptrdiff_t column = LANES * type_size(to_type);
     for (; groups > 0; groups--, from += LANES * rows->row_stride, to += n * column) {
-        ask_for_eight_rows(rows, from, n, along);
         ptrdiff_t i = 0;
+#if VD >= 4
+        for (; along && has_eight_columns(from_type, to_type) && i + 8 <= n; i += 8)
+            eight_columns(from_type, rows, from + i * rows->item_stride, to + i * column);
+#endif
         for (; i + 2 <= n; i += 2)
             two_columns(from_type, to_type, along, rows, from + i * rows->item_stride, to + i * column);
         if (i < n) /* never past the end of a row: its last two elements again */
             two_columns(from_type, to_type, along, rows, from + (n - 2) * rows->item_stride, to + (n - 2) * column);
     }
+}
+
+static FKL_NOINLINE void plain_groups(enum fkl_type from_type, enum fkl_type to_type, int along, const fkl_rows *rows,
+                             const char *from, ptrdiff_t groups, ptrdiff_t n, char *to)
+{
+#define FKL_CASE(FROM, TO)                                                                                             \
+    if (from_type == FROM && to_type == TO) {                                                                          \
+        if (along)                                                                                                     \
+            whole_groups(FROM, TO, 1, rows, from, groups, n, to);                                                      \
+        else                                                                                                           \
+            whole_groups(FROM, TO, 0, rows, from, groups, n, to);                                                      \
+    }
+    FKL_CASE(FKL_F64, FKL_F64)
+    FKL_CASE(FKL_F32, FKL_F64)
+    FKL_CASE(FKL_F32, FKL_F32)
+#undef FKL_CASE
 }
 
 /* The elements [start, start + n) of rows [first, first + count) as doubles or floats, in groups of eight rows: their
@@ -234,18 +277,17 @@ static FKL_NOINLINE void pack_columns(const fkl_rows *rows, ptrdiff_t first, ptr
     const char *from = rows->data + first * rows->row_stride + start * rows->item_stride;
     ptrdiff_t done = along || across ? groups * LANES : 0;
 
-    if (done > 0) {
-#define FKL_CASE(FROM, TO)                                                                                             \
-    if (type == FROM && to_type == TO) {                                                                               \
-        if (along)                                                                                                     \
-            whole_groups(FROM, TO, 1, rows, from, groups, n, to);                                                      \
-        else                                                                                                           \
-            whole_groups(FROM, TO, 0, rows, from, groups, n, to);                                                      \
-    }
-        FKL_CASE(FKL_F64, FKL_F64)
-        FKL_CASE(FKL_F32, FKL_F64)
-        FKL_CASE(FKL_F32, FKL_F32)
-#undef FKL_CASE
+    if (done > 0)
+        plain_groups(type, to_type, along, rows, from, groups, n, to);
+    if (along && done < count && n <= FKL_SHORT) {
+        char last[LANES * FKL_SHORT * 8];
+        const fkl_rows last_rows = {last, n * size, size, type, 0};
+        for (int i = 0; i < LANES; i++) {
+            const ptrdiff_t row = done + i < count ? done + i : count - 1;
+            memcpy(last + i * n * size, from + row * rows->row_stride, (size_t)(n * size));
+        }
+        plain_groups(type, to_type, 1, &last_rows, last, 1, n, to + done * n * to_size);
+        return;
     }
     for (; done < count; done += LANES)
         for (int i = 0; i < LANES; i++) {

@@ -300,6 +300,15 @@ FKL_INLINE void vd_add_lanes_of_rows(const double *lanes, ptrdiff_t stride, doub
 #endif
 }
 
+/* x, loaded once: GCC takes it for cheaper to load a vector again than to keep it, which it is not across two lines. */
+FKL_INLINE vd vd_in_register(vd x)
+{
+#if defined(FKL_X86)
+    __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
 FKL_INLINE vd vd_abs(vd a) { return vi_double(vd_bits(a) & vi_set(UINT64_C(0x7fffffffffffffff))); }
 #if VD > 1
 FKL_INLINE vf vf_abs(vf a) { return vw_float(vf_bits(a) & vw_set(UINT32_C(0x7fffffff))); }
@@ -626,6 +635,28 @@ FKL_INLINE void v4_store_columns(const char *from, ptrdiff_t stride, float first
     v4 even = FKL_SHUFFLE(rows[0], rows[1], 0, 2, 4, 6), odd = FKL_SHUFFLE(rows[0], rows[1], 1, 3, 5, 7);
     memcpy(first, &even, 16);
     memcpy(second, &odd, 16);
+}
+#endif
+
+#if VD >= 4
+/* Eight neighbouring floats of each of eight rows, as eight columns one behind the other. */
+FKL_INLINE void vf_store_eight_columns(const char *from, ptrdiff_t stride, float *columns)
+{
+    for (int half = 0; half < 2; half++, from += 16, columns += 32) {
+        __m256 row[4], pair[4]; /* rows 0 to 3, and 4 to 7 in the upper half */
+        for (int i = 0; i < 4; i++)
+            row[i] = _mm256_insertf128_ps(
+                _mm256_castps128_ps256(_mm_loadu_ps((const float *)(const void *)(from + i * stride))),
+                _mm_loadu_ps((const float *)(const void *)(from + (i + 4) * stride)), 1);
+        for (int i = 0; i < 2; i++) {
+            pair[i] = _mm256_unpacklo_ps(row[2 * i], row[2 * i + 1]);
+            pair[i + 2] = _mm256_unpackhi_ps(row[2 * i], row[2 * i + 1]);
+        }
+        for (int i = 0; i < 4; i += 2) {
+            _mm256_storeu_ps(columns + 8 * i, _mm256_shuffle_ps(pair[i], pair[i + 1], 0x44));
+            _mm256_storeu_ps(columns + 8 * i + 8, _mm256_shuffle_ps(pair[i], pair[i + 1], 0xee));
+        }
+    }
 }
 #endif
 
