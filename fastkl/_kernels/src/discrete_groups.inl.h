@@ -26,12 +26,14 @@ struct group {
     struct column_sums *column_sums; /* where rows are taken as columns */
 };
 
-FKL_INLINE const char *row_start(const struct side *side, int row, const enum fkl_type type, ptrdiff_t start,
-                                 ptrdiff_t tile_length)
+/* Where the kernel reads the group's first row from its element `start` on, and how far from there the next one is. */
+FKL_INLINE const char *first_row(const struct side *side, const enum fkl_type type, ptrdiff_t start)
 {
-    if (side->direct)
-        return side->rows->data + (side->first + row) * side->rows->row_stride + start * type_size(type);
-    return side->tile + row * tile_length * type_size(type);
+    return side->direct ? side->rows->data + side->first * side->rows->row_stride + start * type_size(type) : side->tile;
+}
+FKL_INLINE ptrdiff_t row_distance(const struct side *side, const enum fkl_type type, ptrdiff_t tile_length)
+{
+    return side->direct ? side->rows->row_stride : tile_length * type_size(type);
 }
 
 FKL_INLINE void ask_for_coming(const struct side *side, int row)
@@ -48,6 +50,7 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
 {
     const ptrdiff_t tile_length = fkl_tile_length(g->problem->length);
     /* Rows of one block have plain sums for each lane, which are added up for all rows at a time. */
+    const int coming = g->p.pieces > 0 || g->q.pieces > 0;
     const int one_block = end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE;
     _Alignas(64) double lanes[LANES][SUMS][LANES];
     struct sums sums[LANES];
@@ -65,12 +68,14 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
             g->packed_at = start;
             g->packed = n;
         }
-        for (int i = 0; i < g->count; i++) {
-            const char *p = row_start(&g->p, i, type, start, tile_length);
-            const char *q = row_start(&g->q, i, type, start, tile_length);
+        const ptrdiff_t p_stride = row_distance(&g->p, type, tile_length), q_stride = row_distance(&g->q, type, tile_length);
+        const char *p = first_row(&g->p, type, start), *q = first_row(&g->q, type, start);
+        for (int i = 0; i < g->count; i++, p += p_stride, q += q_stride) {
             const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order, g->ahead);
-            ask_for_coming(&g->p, i);
-            ask_for_coming(&g->q, i);
+            if (coming) {
+                ask_for_coming(&g->p, i);
+                ask_for_coming(&g->q, i);
+            }
             if (one_block) {
                 struct exceptions others = no_exceptions();
                 add_block(pass, type, 0, p, q, n, &c, lanes[i], &others);

@@ -177,10 +177,16 @@ FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, co
         vf run[PARTS];
         for (int j = 0; j < PARTS; j++)
             run[j] = vf_set(0.0f);
-        for (; i + step <= end; i += step)
-            gaussian_step_float(across, at, i, -1, run, extent);
-        if (i < end)
-            gaussian_step_float(across, at, i, end - i, run, extent);
+        if (FKL_LIKELY(end - i == RUN * LANES)) { /* in one piece: the constants of a loop are loaded before it */
+            FKL_UNROLL
+            for (ptrdiff_t j = 0; j < RUN * LANES; j += step)
+                gaussian_step_float(across, at, i + j, -1, run, extent);
+        } else {
+            for (; i + step <= end; i += step)
+                gaussian_step_float(across, at, i, -1, run, extent);
+            if (i < end)
+                gaussian_step_float(across, at, i, end - i, run, extent);
+        }
         FKL_UNROLL
         for (int j = 0; j < PARTS; j++)
             add_floats(acc, j, run[j]);
@@ -209,19 +215,26 @@ FKL_INLINE void add_gaussian_run(const enum fkl_scale scale, const int prior, co
         acc[j] += gaussian_begins(scale) ? run[j] + ends[j] : run[j];
 }
 
+/* The elements [start, end) at `at`, a block: their sum. */
+FKL_INLINE void sum_gaussian_block(const enum fkl_scale scale, const int prior, const enum fkl_type type,
+                                   const int across, const char *const at[FKL_MOST_OPERANDS], ptrdiff_t start,
+                                   ptrdiff_t end, vd acc[PARTS], struct extent *extent)
+{
+    const ptrdiff_t run = RUN * LANES;
+    for (int j = 0; j < PARTS; j++)
+        acc[j] = vd_set(0.0);
+    for (ptrdiff_t i = start; i < end; i += run)
+        add_gaussian_run(scale, prior, type, across, at, i, end - i < run ? end : i + run, acc, extent);
+}
+
 /* n elements at `at` added to sums: of a row from a multiple of BLOCK on, or (across) eight rows' in turn. */
 FKL_INLINE void add_gaussian(const enum fkl_scale scale, const int prior, const enum fkl_type type, const int across,
                              const char *const at[FKL_MOST_OPERANDS], ptrdiff_t n, struct gaussian_sums *sums)
 {
-    const ptrdiff_t run = RUN * LANES;
     struct extent extent = sums->extent; /* in registers */
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
-        const ptrdiff_t end = n - start < BLOCK ? n : start + BLOCK;
         vd acc[PARTS];
-        for (int j = 0; j < PARTS; j++)
-            acc[j] = vd_set(0.0);
-        for (ptrdiff_t i = start; i < end; i += run)
-            add_gaussian_run(scale, prior, type, across, at, i, end - i < run ? end : i + run, acc, &extent);
+        sum_gaussian_block(scale, prior, type, across, at, start, n - start < BLOCK ? n : start + BLOCK, acc, &extent);
         for (int j = 0; j < PARTS; j++) {
             vd lost;
             vd_two_sum(sums->high[j], acc[j], &sums->high[j], &lost);
@@ -331,7 +344,37 @@ FKL_INLINE uint64_t gaussian_across(const enum fkl_scale scale, const int prior,
     return good;
 }
 
-/* The same of longer rows, one after the other. */
+/* The same of rows of one block, one after the other where they lie. */
+FKL_INLINE uint64_t gaussian_blocks(const enum fkl_scale scale, const int prior, const enum fkl_type type,
+                                    const struct stretch *s)
+{
+    const int n_operands = prior ? 4 : 2, in_float = gaussian_in_float(scale, prior, type);
+    const char *at[FKL_MOST_OPERANDS] = {0};
+    _Alignas(64) double lanes[LANES][LANES] = {{0}};
+    uint64_t good = 0;
+    for (int k = 0; k < n_operands; k++)
+        at[k] = s->operands[k].data + s->first * s->operands[k].row_stride;
+    for (ptrdiff_t i = 0; i < s->count; i += LANES) {
+        const ptrdiff_t rows = s->count - i < LANES ? s->count - i : LANES;
+        for (ptrdiff_t row = 0; row < rows; row++) {
+            struct gaussian_sums sums;
+            start_gaussian(&sums);
+            sum_gaussian_block(scale, prior, type, 0, at, 0, s->length, sums.high, &sums.extent);
+            for (int j = 0; j < PARTS; j++)
+                vd_store(lanes[row] + j * VD, sums.high[j]);
+            good |= (uint64_t)all_within(scale, in_float, &sums.extent) << (i + row);
+            for (int k = 0; k < n_operands; k++)
+                at[k] += s->operands[k].row_stride;
+        }
+        double totals[LANES];
+        vd_add_lanes_of_rows(lanes[0], LANES, totals);
+        for (ptrdiff_t row = 0; row < rows; row++)
+            s->result[i + row] = 0.5 * totals[row];
+    }
+    return good;
+}
+
+/* The same of longer rows, and of those that are packed. */
 FKL_INLINE uint64_t gaussian_along(const enum fkl_scale scale, const int prior, const enum fkl_type type,
                                    const struct stretch *s)
 {
@@ -342,6 +385,8 @@ FKL_INLINE uint64_t gaussian_along(const enum fkl_scale scale, const int prior, 
         direct[k] = is_direct(&s->operands[k], type);
         all_direct &= direct[k];
     }
+    if (all_direct && length <= BLOCK)
+        return gaussian_blocks(scale, prior, type, s);
     const ptrdiff_t chunk = all_direct ? length : packed;
     struct gaussian_sums sums[GAUSSIAN_ROWS];
     uint64_t good = 0;
