@@ -10,6 +10,8 @@
 
 /* Registers of each operand that are worked on at a time: one chain of dependent operations leaves units idle. */
 #define MOST_VECTORS (PARTS > 2 ? PARTS : 2)
+/* With two divisions each they would not all fit the registers. */
+FKL_INLINE int step_vectors(const enum pass pass) { return pass_divisions(pass) > 1 ? PARTS : MOST_VECTORS; }
 
 /* What a pass has summed of a row so far: block sums and, in `low`, what adding them up lost. */
 struct sums {
@@ -386,7 +388,7 @@ FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const in
                         ptrdiff_t n, ptrdiff_t at, const struct vcontext *c, vd acc[SUMS][PARTS],
                         struct exceptions *others)
 {
-    const ptrdiff_t size = type_size(type), most = MOST_VECTORS * VD;
+    const ptrdiff_t size = type_size(type), most = step_vectors(pass) * VD;
     const int plain = pass_plain_sums(pass);
     struct begun waiting[MOST_VECTORS], next[MOST_VECTORS];
     vd run[SUMS][PARTS], ends[MOST_DIVISIONS][PARTS];
@@ -399,15 +401,15 @@ FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const in
     }
     if (most <= n) {
         ask_for_more(pass, across, p, q, 0, most * size, at, c);
-        step_double(pass, type, MOST_VECTORS, 0, -1, p, q, c, run, others, waiting);
+        step_double(pass, type, step_vectors(pass), 0, -1, p, q, c, run, others, waiting);
         for (i = most; i + most <= n; i += most) {
             ask_for_more(pass, across, p, q, i * size, most * size, at, c);
-            step_double(pass, type, MOST_VECTORS, i, -1, p, q, c, run, others, next);
-            end_terms(pass, MOST_VECTORS, waiting, ends);
-            for (int j = 0; j < MOST_VECTORS; j++)
+            step_double(pass, type, step_vectors(pass), i, -1, p, q, c, run, others, next);
+            end_terms(pass, step_vectors(pass), waiting, ends);
+            for (int j = 0; j < step_vectors(pass); j++)
                 waiting[j] = next[j];
         }
-        end_terms(pass, MOST_VECTORS, waiting, ends);
+        end_terms(pass, step_vectors(pass), waiting, ends);
     }
     if (most > LANES && i + LANES <= n) {
         step_double(pass, type, PARTS, i, -1, p, q, c, run, others, next);
