@@ -15,7 +15,7 @@
  * and the chunk, which is in the cache, summed again; the shift is mended likewise. So a row is read from memory once,
  * however long it is, and nothing of its size is stored.
  *
- * From the inside out: the terms in double and in float arithmetic (double_step(), float_step(), and wide_step() for
+ * From the inside out: the terms in double and in float arithmetic (double_step(), float_steps(), and wide_step() for
  * probabilities of 0 and ratios out of the others' reach), their sums over a chunk (add_chunk()), and a row from chunk
  * to chunk (struct logit_row, extend_row()).
  */
@@ -286,18 +286,34 @@ FKL_INLINE struct float_terms float_terms(const int exact, vf a, vf b, const str
     return (struct float_terms){w, x, vf_excess2_at(k, power, fraction), power, fraction};
 }
 
-/* 2 LANES elements, or the last n of a row where n > 0, added to run, or to sums if not all are within reach. */
-FKL_INLINE void float_step(const enum fkl_type type, const int exact, const char *a, const char *b, ptrdiff_t n,
-                           const struct float_reference *v, const struct reference *ref, vf run[3][PARTS],
-                           struct chunk_sums *sums)
+/* Steps of 2 LANES elements that are taken side by side, for two registers' chains of operations to overlap. */
+#define STEPS (PARTS > 1 ? 1 : 2)
+
+/* The terms of the step-th step, added to run. */
+FKL_INLINE void add_float_step(const struct float_terms t[STEPS * PARTS], const int step, vf run[3][PARTS])
+{
+    FKL_UNROLL
+    for (int j = 0; j < PARTS; j++) {
+        const struct float_terms *x = &t[step * PARTS + j];
+        run[0][j] += x->weight;
+        run[1][j] = vf_fma(x->weight, x->x, run[1][j]);
+        run[2][j] = vf_fma(x->weight, x->excess, run[2][j]);
+    }
+}
+
+/* `steps` steps, or the last n elements of a row where n > 0, added to run; to sums those steps of which not all are
+ * within reach. */
+FKL_INLINE void float_steps(const enum fkl_type type, const int exact, const int steps, const char *a, const char *b,
+                            ptrdiff_t n, const struct float_reference *v, const struct reference *ref,
+                            vf run[3][PARTS], struct chunk_sums *sums)
 {
     const ptrdiff_t size = type_size(type);
     static const float kept[4 * LANES] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f,
                                           1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
-    struct float_terms t[PARTS];
-    int near = 1;
+    struct float_terms t[STEPS * PARTS];
+    int near[STEPS], all = 1;
     FKL_UNROLL
-    for (int j = 0; j < PARTS; j++) {
+    for (int j = 0; j < steps * PARTS; j++) {
         const ptrdiff_t part = part_length(n, j * VF, VF), at = n == 0 || part ? j * VF * size : 0;
         vf va = n > 0 ? load_float_part(type, a + at, part) : load_float(type, a + at), keep = v->c;
         vf vb = n > 0 ? load_float_part(type, b + at, part) : load_float(type, b + at);
@@ -305,19 +321,25 @@ FKL_INLINE void float_step(const enum fkl_type type, const int exact, const char
             keep = vf_load(kept + 2 * LANES - n + j * VF);
             va = vf_select(vf_lt(vf_set(0.0f), keep), va, v->delta);
         }
-        t[j] = float_terms(exact, va, vb, v, &near);
+        if (j % PARTS == 0)
+            near[j / PARTS] = 1;
+        t[j] = float_terms(exact, va, vb, v, &near[j / PARTS]);
         if (n > 0)
             t[j].weight *= keep;
     }
-    if (FKL_LIKELY(near)) {
+    for (int step = 0; step < steps; step++)
+        all &= near[step];
+    if (FKL_LIKELY(all)) {
         FKL_UNROLL
-        for (int j = 0; j < PARTS; j++) {
-            run[0][j] += t[j].weight;
-            run[1][j] = vf_fma(t[j].weight, t[j].x, run[1][j]);
-            run[2][j] = vf_fma(t[j].weight, t[j].excess, run[2][j]);
-        }
-    } else {
-        wide_step(type, a, b, n > 0 ? n : 2 * LANES, ref, sums);
+        for (int step = 0; step < steps; step++)
+            add_float_step(t, step, run);
+        return;
+    }
+    for (int step = 0; step < steps; step++, a += 2 * LANES * size, b += 2 * LANES * size) {
+        if (near[step])
+            add_float_step(t, step, run);
+        else
+            wide_step(type, a, b, n > 0 ? n : 2 * LANES, ref, sums);
     }
 }
 
@@ -326,18 +348,22 @@ FKL_INLINE void float_run(const enum fkl_type type, const int exact, const char 
                           const struct float_reference *v, const struct reference *ref, struct chunk_sums *sums,
                           struct chunk_sums *wide)
 {
-    const ptrdiff_t size = type_size(type);
+    const ptrdiff_t size = type_size(type), step = 2 * LANES;
     vf run[3][PARTS];
     ptrdiff_t i = 0;
     for (int j = 0; j < PARTS; j++)
         run[0][j] = run[1][j] = run[2][j] = vf_set(0.0f);
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        ask_far_ahead(2, a, i * size, 64);
-        ask_far_ahead(2, b, i * size, 64);
-        float_step(type, exact, a + i * size, b + i * size, 0, v, ref, run, wide);
+    for (; i + STEPS * step <= n; i += STEPS * step) {
+        ask_far_ahead(2, a, i * size, STEPS * step * size);
+        ask_far_ahead(2, b, i * size, STEPS * step * size);
+        float_steps(type, exact, STEPS, a + i * size, b + i * size, 0, v, ref, run, wide);
+    }
+    if (STEPS > 1 && i + step <= n) {
+        float_steps(type, exact, 1, a + i * size, b + i * size, 0, v, ref, run, wide);
+        i += step;
     }
     if (i < n)
-        float_step(type, exact, a + i * size, b + i * size, n - i, v, ref, run, wide);
+        float_steps(type, exact, 1, a + i * size, b + i * size, n - i, v, ref, run, wide);
     FKL_UNROLL
     for (int j = 0; j < PARTS; j++) {
         add_floats(sums->weight, j, run[0][j]);
