@@ -280,6 +280,25 @@ def test_mass_that_moves_far(name, type_name, module, rng):
             assert_logits(module, name, measure(module, name, p, q), p, q)
 
 
+@pytest.mark.parametrize("type_name", ["float64", "float32"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_logits_of_any_size(name, type_name, module, rng):
+    """One logit, a row of them, or all but one, so large that nothing of the others is left beside them."""
+    for length in (9, 25, 33, 322):
+        for size in (1e9, 1e12, 1e15, 1e18, 1e30):
+            p, q = (cast(rng.standard_normal((8, length)) * 4, type_name)[0] for _ in range(2))
+            p[0, 3] = q[1, length - 1] = size
+            q[2] = -size
+            q[3], q[3, 4] = size, 3
+            p[4, 5] = q[4, 7] = size
+            p[5] += p.dtype.type(size)
+            q[6, 2] = p[6, 2] = -size
+            q[7, 1], q[7, 2] = -np.inf, size
+            for temperature in (0.5, 1.0):
+                result = measure(module, name, p, q, temperature=temperature)
+                assert_logits(module, name, result, p, q, temperature=temperature)
+
+
 @pytest.mark.parametrize("base", [2, 10, 0.5, 1.0000001])
 @pytest.mark.parametrize("name", ["kl", "reverse_kl", "js", "cross_entropy", "entropy"])
 def test_base(name, base, module, rng):

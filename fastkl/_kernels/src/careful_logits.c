@@ -45,9 +45,10 @@ static struct pair apart(const struct rows *r, double a, double b)
     return plus((struct pair){x.low - r->delta.low, 0.0}, x.high);
 }
 
-/* e^(x/T), 0 and infinity beyond the range. */
+/* e^(x/T), 0 and infinity beyond the range. The low half may be the larger one: what is left of logits that cancel. */
 static double exponential(const struct rows *r, struct pair x)
 {
+    x = plus((struct pair){x.low, 0.0}, x.high);
     const double y = x.high * r->c;
     if (!(y > -1100.0))
         return x.high == 0.0 ? 1.0 : 0.0;

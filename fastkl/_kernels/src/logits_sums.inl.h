@@ -47,6 +47,10 @@ struct reference {
 /* Up to this shift, what the low half of c makes of a logit is much less than an octave. */
 #define LARGEST_SHIFT 0x1p40
 #define LARGEST_SHIFT_FLOAT 0x1p17
+/* Up to this delta, in octaves, differences from it are known to much less than one: from two doubles, from two
+ * floats. */
+#define LARGEST_DELTA 0x1p40
+#define LARGEST_DELTA_FLOAT 0x1p26
 
 /* Sums over a chunk, without the division by T in the moment. */
 struct chunk_sums {
@@ -563,12 +567,13 @@ FKL_INLINE void extend_row(struct logit_row *row, const enum fkl_type type, cons
 {
     const double least = 0.0625 * negligible(in_float);
     const double heaviest = in_float ? 0x1p31 : 0x1p250, largest = in_float ? LARGEST_SHIFT_FLOAT : LARGEST_SHIFT;
+    const double farthest = in_float ? LARGEST_DELTA_FLOAT : LARGEST_DELTA;
     if (row->bad | row->lost)
         return;
     if (!row->started)
         guess(row, type, a, b, n, in_float);
     for (int turn = 0;; turn++) {
-        if (!(fabs(row->ref.shift) <= largest)) {
+        if (!(fabs(row->ref.shift) <= largest && fabs(row->ref.delta * row->ref.c) <= farthest)) {
             row->lost = 1;
             return;
         }
