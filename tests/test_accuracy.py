@@ -292,6 +292,16 @@ def test_nearly_proportional(name, kind, level, rng):
         assert_contract(name, measure(fastkl, name, p, q), p, q)
 
 
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 2, 3])
+def test_renyi_of_nearly_proportional_rows_with_a_peak(alpha, level, rng):
+    """What the peak leaves the others is so little that no c of two doubles is exact enough for it."""
+    for length in (2, 5, 12, 40):
+        p = rng.integers(1, 5, (30, length)).astype(float)
+        p[np.arange(30), rng.integers(length, size=30)] = 3.4 * 10.0 ** rng.integers(20, 39, 30)
+        q = p * (1 + 10.0 ** rng.integers(-16, -10, (30, 1)) * rng.standard_normal(p.shape))
+        assert_contract("renyi", fastkl.renyi_divergence(p, q, alpha=alpha), p, q, alpha=alpha)
+
+
 @pytest.mark.parametrize("weight", [1e-9, 0.05, 0.3, 0.45, 0.9])
 def test_weights_far_apart(weight, level, rng):
     """The rounding of the mean moves both terms of a cell, and only if both know of it does that cancel."""

@@ -11,9 +11,6 @@
 
 #define ROOM 512
 
-/* After many additions: high is the sum rounded once. */
-static void settle(struct pair *sum) { vd_two_sum(sum->high, sum->low, &sum->high, &sum->low); }
-
 static struct pair divide(struct pair a, struct pair b)
 {
     struct pair c;
@@ -206,17 +203,17 @@ static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem 
     const double alpha = problem->parameter;
     const double b = fkl_renyi_order(alpha); /* p and q have changed places already */
     const int p_scale = split(p_max).exponent, q_scale = split(q_max).exponent;
-    struct pair p_sum = {0.0, 0.0}, q_sum = {0.0, 0.0}, c = {1.0, 0.0}, inside = {0.0, 0.0}, outside = {0.0, 0.0};
+    struct expansion p_exact = {{0.0}, 0}, q_exact = {{0.0}, 0};
+    struct pair c = {1.0, 0.0}, inside = {0.0, 0.0}, outside = {0.0, 0.0};
 
     for (ptrdiff_t j = 0; j < length; j++) {
         struct split x = split(get(p, j)), y = split(get(q, j));
         double q_j = ldexp(y.mantissa, y.exponent - q_scale);
-        add(&p_sum, ldexp(x.mantissa, x.exponent - p_scale));
-        add(&q_sum, q_j);
+        grow(&p_exact, ldexp(x.mantissa, x.exponent - p_scale));
+        grow(&q_exact, q_j);
         add(x.mantissa == 0.0 ? &outside : &inside, q_j);
     }
-    settle(&p_sum);
-    settle(&q_sum);
+    const struct pair p_sum = as_pair(&p_exact), q_sum = as_pair(&q_exact);
     if (alpha == 0.0) {
         double in = inside.high + inside.low, out = outside.high + outside.low, value;
         if (in == 0.0)
@@ -238,9 +235,11 @@ static double renyi_row(const fkl_rows *p, const fkl_rows *q, const fkl_problem 
     for (int pass = 0; pass < 2; pass++) {
         for (ptrdiff_t j = 0; j < length; j++) {
             struct split x = split(get(p, j)), y = split(get(q, j));
-            struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_unit, y.exponent - q_unit, 0.0, 0};
+            struct terms term = {x.mantissa, 0.0, 0.0, x.exponent - p_unit, y.exponent - q_unit, 0.0, normalize};
             vd_two_product(c.high, y.mantissa, &term.q_z, &term.q_low);
             term.q_low += c.low * y.mantissa;
+            if (normalize)
+                term.n = exact_difference(&term, y.mantissa, &p_exact, &q_exact);
             double p_j = ldexp(term.p_z, term.p_e);
             if (x.mantissa == 0.0 || y.mantissa == 0.0) {
                 if (x.mantissa != 0.0 && alpha > 1.0)

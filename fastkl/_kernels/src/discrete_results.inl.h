@@ -223,6 +223,13 @@ FKL_INLINE int renyi_overflows(const struct group *g, const struct totals *t, in
     return g->problem->parameter > 1.0 && !isinf(largest) && g->order * largest > 600.0;
 }
 
+/* Is the row so near to proportional that c is to be known better still? */
+FKL_INLINE int renyi_vanishes(const struct group *g, const struct totals *t, int lane)
+{
+    const double excess = fabs(t->sum[0][lane]), bound = PROPORTIONAL * PROPORTIONAL * g->context.p_sum[lane];
+    return g->problem->normalize && g->problem->parameter > 0.0 && g->context.c_low[lane] != 0.0 && excess < bound;
+}
+
 /* D_alpha of one row from the sums of PASS_RENYI or PASS_SUPPORT. */
 static double finish_renyi(const struct group *g, const struct totals *t, int lane)
 {
