@@ -341,7 +341,7 @@ def reduce(int family, tuple ops, tuple operands, tuple types, int row_type, axi
     if plan.block_rows > FKL_PACKED_ROWS:  # rows that are packed are packed so many at a time
         plan.block_rows -= plan.block_rows % FKL_PACKED_ROWS
     if family == FKL_DISCRETE and side_by_side:  # rows across the memory are columns of it, so many at a time
-        plan.block_rows = max(plan.block_rows, <Py_ssize_t>FKL_COLUMNS)
+        plan.block_rows = max(plan.block_rows, <Py_ssize_t>(4 * FKL_COLUMNS))
     if matrices is not None:  # a q that all pairs of a block have in common is factored once
         plan.block_rows = LANES_ROWS if plan.problem.length <= FKL_LANES_MOST else PANELS_ROWS
     if runs * inner < plan.block_rows * n_threads:  # few long rows: a share for each thread

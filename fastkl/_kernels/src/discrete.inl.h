@@ -104,12 +104,16 @@ static double exact_row(enum fkl_op op, const fkl_rows *p, const fkl_rows *q, pt
             return peaked_cross_entropy(&g, terms.sum[2][0]);
         }
         runners(FKL_F64, 0)[term_pass(op, problem, 1)](&g, 1, 0, length, &terms);
-        if (op == FKL_RENYI)
-            return renyi_overflows(&g, &terms, 0) ? careful(op, p, q, row, problem) : finish_renyi(&g, &terms, 0);
-        for (int k = 0; k < SUMS; k++)
-            for (int i = 1; i < LANES; i++)
-                terms.sum[k][i] = terms.sum[k][0];
-        finish(op, term_pass(op, problem, 1), 0, &g, &terms, &sums, 1, result);
+        if (op == FKL_RENYI) {
+            if (renyi_overflows(&g, &terms, 0))
+                return careful(op, p, q, row, problem);
+            result[0] = finish_renyi(&g, &terms, 0);
+        } else {
+            for (int k = 0; k < SUMS; k++)
+                for (int i = 1; i < LANES; i++)
+                    terms.sum[k][i] = terms.sum[k][0];
+            finish(op, term_pass(op, problem, 1), 0, &g, &terms, &sums, 1, result);
+        }
         /* Terms this small in a row this small may have underflowed. */
         const double p_sum = g.context.p_sum[0], sum = terms.sum[0][0];
         const int underflowed = p_sum < 0x1p-30 && sum < 0x1p-900;
@@ -321,7 +325,8 @@ static void second_pass(const struct plan *plan, struct batch *batch, struct gro
         }
         for (int j = 0; j < g[i].count; j++) {
             result[j] = *good >> j & 1 ? finish_renyi(&g[i], &terms[i], j) : 0.0;
-            *good &= ~((unsigned)renyi_overflows(&g[i], &terms[i], j) << j);
+            const int other = renyi_overflows(&g[i], &terms[i], j) || renyi_vanishes(&g[i], &terms[i], j);
+            *good &= ~((unsigned)other << j);
         }
     }
 }
@@ -349,62 +354,85 @@ FKL_INLINE void keep_results(struct batch *batch, int i, unsigned good, const do
     batch->good[i] |= good;
 }
 
-/* Normalised KL in one pass. Several groups' sums are taken before their results: the divisions of one hide behind
- * those of the others. Where the difference that is the result would cancel, or the row sums are too far apart for it,
- * the group goes through two passes. */
-static void kl_in_one_pass(const struct plan *plan, struct batch *batch, struct group *g)
+/* The one pass that will do for most rows of groups [from, to), if they are normalised: KL, where the difference that
+ * is the result does not cancel, and Jensen-Shannon divergences where both rows weigh the same. Returns how many rows
+ * are left. */
+static int one_pass(const struct plan *plan, struct batch *batch, struct group *g, int from, int to)
 {
     struct totals terms[GROUPS];
-    open_groups(plan, batch, g, 0, batch->groups, terms);
-    plan->once[PASS_KL](g, batch->groups, 0, plan->problem->length, terms);
-    for (int i = 0; i < batch->groups; i++)
-        batch->good[i] = finish_kl(&terms[i], plan->problem, plan->floats, batch->result[i]);
-    for (int i = 0; i < batch->groups; i++) {
+    int left = 0;
+    open_groups(plan, batch, g, from, to, terms);
+    plan->once[plan->op == FKL_KL ? PASS_KL : PASS_JS_ONCE](g, to - from, 0, plan->problem->length, terms);
+    /* All groups' sums are taken before their results: the divisions of one hide behind those of the others. */
+    for (int i = from; i < to; i++) {
+        const struct totals *t = &terms[i - from];
+        batch->good[i] = plan->op == FKL_KL
+                             ? finish_kl(t, plan->problem, plan->floats, batch->result[i])
+                             : finish_js_once(plan->op, t, plan->problem, plan->floats, batch->result[i]);
+    }
+    for (int i = from; i < to; i++)
+        for (int j = 0; !all_good(batch, i) && j < batch->counts[i]; j++)
+            left += !(batch->good[i] >> j & 1);
+    return left;
+}
+
+/* The rows that are left of them, by two passes. */
+static void pass_again(const struct plan *plan, struct batch *batch, struct group *g, int from, int to)
+{
+    struct plan second = *plan;
+    if (plan->op == FKL_KL) { /* in doubles, of any rows */
+        second.type = plan->type == FKL_F64 ? FKL_F64 : FKL_F32;
+        second.run = runners(second.type, plan->across);
+        second.floats = 0;
+    }
+    for (int i = from; i < to; i++) {
         const unsigned good = batch->good[i];
         double result[LANES];
         if (FKL_LIKELY(all_good(batch, i)))
             continue;
-        struct plan second = *plan;
-        second.type = plan->type == FKL_F64 ? FKL_F64 : FKL_F32;
-        second.run = runners(second.type, plan->across);
-        second.floats = 0;
-        struct group again;
-        start_groups(&second, &again, i, i + 1);
         memcpy(result, batch->result[i], sizeof result);
-        two_passes(&second, batch, &again, i, i + 1);
+        if (plan->op == FKL_KL) {
+            struct group again;
+            start_groups(&second, &again, i, i + 1);
+            two_passes(&second, batch, &again, i, i + 1);
+        } else {
+            two_passes(&second, batch, &g[i - from], i, i + 1);
+        }
         keep_results(batch, i, good, result);
     }
 }
 
-/* Normalised Jensen-Shannon divergences in one pass, where both rows weigh the same; the others in two. *apart says
- * what the groups before were like, and so which pass comes first: whose result is taken depends on the row alone. */
-static void js_in_one_pass(const struct plan *plan, struct batch *batch, struct group *g, int from, int to, int *apart)
+/* Jensen-Shannon divergences of groups [from, to), in one pass or in two. *apart says what the groups before were like,
+ * and so which pass comes first: whose result is taken depends on the row alone. Returns how many rows took two. */
+static int js_in_one_pass(const struct plan *plan, struct batch *batch, struct group *g, int from, int to, int *apart)
 {
-    struct totals sums[GROUPS], terms[GROUPS];
-    const int sums_first = *apart;
-    int once = !sums_first;
-    if (sums_first) {
-        take_sums(plan, batch, g, from, to, sums);
-        for (int i = from; i < to; i++)
-            once |= (rows_alike(&sums[i - from], plan->floats) & ((1u << batch->counts[i]) - 1u)) != 0;
+    struct totals sums[GROUPS];
+    int once = 0, left = 0;
+    if (!*apart) {
+        left = one_pass(plan, batch, g, from, to);
+        *apart = left > 0;
+        pass_again(plan, batch, g, from, to);
+        return left;
     }
-    if (once) {
-        open_groups(plan, batch, g, from, to, terms);
-        plan->once[PASS_JS_ONCE](g, to - from, 0, plan->problem->length, terms);
-    }
-    *apart = 0;
+    take_sums(plan, batch, g, from, to, sums);
     for (int i = from; i < to; i++) {
-        double result[LANES];
-        batch->good[i] = once ? finish_js_once(plan->op, &terms[i - from], plan->problem, plan->floats, result) : 0;
+        once |= (rows_alike(&sums[i - from], plan->floats) & ((1u << batch->counts[i]) - 1u)) != 0;
+        batch->good[i] = 0;
+        left += batch->counts[i];
+    }
+    if (once)
+        left = one_pass(plan, batch, g, from, to);
+    *apart = left > 0;
+    for (int i = from; i < to; i++) {
         const unsigned good = batch->good[i];
-        if (!all_good(batch, i)) {
-            *apart = 1;
-            if (!sums_first)
-                take_sums(plan, batch, &g[i - from], i, i + 1, &sums[i - from]);
-            second_pass(plan, batch, &g[i - from], i, i + 1, &sums[i - from]);
-        }
+        double result[LANES];
+        if (all_good(batch, i))
+            continue;
+        memcpy(result, batch->result[i], sizeof result);
+        second_pass(plan, batch, &g[i - from], i, i + 1, &sums[i - from]);
         keep_results(batch, i, good, result);
     }
+    return left;
 }
 
 static void discrete_block(int operation, int row_type, const fkl_rows *operands, ptrdiff_t n_rows,
@@ -447,10 +475,11 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
     plan.q_columns = q == p ? plan.p_columns : plan.p_columns + FKL_PACKED_ROWS * 8 * length;
     plan.run = runners(plan.type, across);
     plan.floats = in_float(kl_once ? PASS_KL : plan.terms_pass, plan.type);
-    /* Where c enters squared, or not at all, the plain sums will do. Of float rows, PASS_SUMS is good for terms in float
-     * alone. */
+    /* Where c enters squared, or not at all, the plain sums will do. Of float rows, PASS_SUMS is good for terms in
+     * float alone. */
     const int plain = js || (op == FKL_KL && !problem->normalize);
-    plan.sums_pass = exact ? PASS_SUMS_EXACT : plain && (plan.floats || plan.type == FKL_F64) ? PASS_SUMS : PASS_SUMS_MAX;
+    const int will_do = plain && (plan.floats || plan.type == FKL_F64);
+    plan.sums_pass = exact ? PASS_SUMS_EXACT : will_do ? PASS_SUMS : PASS_SUMS_MAX;
     const ptrdiff_t fitting = CACHED / (length * type_size(plan.type));
     const ptrdiff_t together = across || fitting > LANES ? LANES : fitting < 1 ? 1 : fitting;
 
@@ -465,14 +494,14 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
                              are_columns(p, plan.type, length) && are_columns(q, plan.type, length);
 
     int apart = plan.type == FKL_F16 || plan.type == FKL_BF16; /* rows of halves hardly ever weigh the same */
+    int many = 0; /* of the rows before, more than one in eight took two passes, for which they are better packed */
 
     for (ptrdiff_t first = 0, n; first < n_rows; first += n) {
         const ptrdiff_t rest = n_rows - first;
         struct batch batch;
         batch.first = first;
         batch.groups = 0;
-        /* Where JS has to take the sums first, rows are better packed. */
-        const int columns = side_by_side && rest >= COLUMNS_AT_ONCE && !(js_once && apart);
+        const int columns = side_by_side && rest >= COLUMNS_AT_ONCE && !many;
         const ptrdiff_t most = columns ? COLUMNS : stretch;
         plan.once = columns ? runners_columns[plan.type] : plan.run;
         plan.together = columns ? LANES : together;
@@ -498,16 +527,25 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
             expect_rows(&groups[i].p, p, packs_p, first, n, length, i);
             expect_rows(&groups[i].q, q, packs_q, first, n, length, i);
         }
-        if (kl_once) {
-            kl_in_one_pass(&plan, &batch, groups);
+        if (columns || kl_once) {
+            const int left = one_pass(&plan, &batch, groups, 0, batch.groups);
+            many = 8 * left > n;
+            if (columns && many) { /* once more, packed */
+                n = 0;
+                continue;
+            }
+            if (left > 0)
+                pass_again(&plan, &batch, groups, 0, batch.groups);
         } else {
+            ptrdiff_t left = 0;
             for (int i = 0, next; i < batch.groups; i = next) {
-                next = across || columns ? batch.groups : i + 1;
+                next = across ? batch.groups : i + 1;
                 if (js_once)
-                    js_in_one_pass(&plan, &batch, &groups[i], i, next, &apart);
+                    left += js_in_one_pass(&plan, &batch, &groups[i], i, next, &apart);
                 else
                     two_passes(&plan, &batch, &groups[i], i, next);
             }
+            many = 8 * left > n;
         }
         for (int i = 0; i < batch.groups; i++) {
             const ptrdiff_t at = i * plan.together;

@@ -1,11 +1,11 @@
 /* discrete_columns.inl.h: rows that lie next to each other across the memory (a reduction over another axis than the
  * last), a row in each lane: the one-pass KL and JS, where they lie.
  *
- * Element i belongs to virtual lane i mod 8, here too: a column of the memory has sums for each of its eight lanes, which
- * are added to in the order of discrete_sums.inl.h, so results have the same bits. As many elements as a step takes (2
- * of doubles, 4 of floats), 8 apart, are read from one end of a stretch of columns to the other before the next ones are:
- * pieces of the memory that are long enough for it to be quick, and few enough of them at a time for the first-level
- * cache, in which they fall on each other's places if the rows of the memory are 2^n bytes apart.
+ * Element i belongs to virtual lane i mod 8, here too: a column of the memory has sums for each of its eight lanes,
+ * which are added to in the order of discrete_sums.inl.h, so results have the same bits. As many elements as a step
+ * takes (2 of doubles, 4 of floats), 8 apart, are read from one end of a stretch of columns to the other before the
+ * next ones are: pieces of the memory that are long enough for it to be quick, and few enough of them at a time for the
+ * first-level cache, in which they fall on each other's places if the rows of the memory are 2^n bytes apart.
  */
 #include "discrete_groups.inl.h"
 

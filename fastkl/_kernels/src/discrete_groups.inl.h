@@ -29,7 +29,8 @@ struct group {
 /* Where the kernel reads the group's first row from its element `start` on, and how far from there the next one is. */
 FKL_INLINE const char *first_row(const struct side *side, const enum fkl_type type, ptrdiff_t start)
 {
-    return side->direct ? side->rows->data + side->first * side->rows->row_stride + start * type_size(type) : side->tile;
+    const fkl_rows *rows = side->rows;
+    return side->direct ? rows->data + side->first * rows->row_stride + start * type_size(type) : side->tile;
 }
 FKL_INLINE ptrdiff_t row_distance(const struct side *side, const enum fkl_type type, ptrdiff_t tile_length)
 {
@@ -68,7 +69,8 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
             g->packed_at = start;
             g->packed = n;
         }
-        const ptrdiff_t p_stride = row_distance(&g->p, type, tile_length), q_stride = row_distance(&g->q, type, tile_length);
+        const ptrdiff_t p_stride = row_distance(&g->p, type, tile_length);
+        const ptrdiff_t q_stride = row_distance(&g->q, type, tile_length);
         const char *p = first_row(&g->p, type, start), *q = first_row(&g->q, type, start);
         for (int i = 0; i < g->count; i++, p += p_stride, q += q_stride) {
             const struct vcontext c = row_context(&g->context, i, g->problem->parameter, g->order, g->ahead);
@@ -102,8 +104,8 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
     }
 }
 
-/* Of short rows in columns, where the same group of the next stretch lies, if it does end to end, to be asked for bit by
- * bit. If not it is asked for here, and there is nothing more to ask for but the columns themselves. */
+/* Of short rows in columns, where the same group of the next stretch lies, if it does end to end, to be asked for bit
+ * by bit. If not it is asked for here, and there is nothing more to ask for but the columns themselves. */
 FKL_INLINE const char *coming_columns(const struct side *side, const enum fkl_type type, ptrdiff_t length)
 {
     const fkl_rows *rows = side->rows;

@@ -197,9 +197,9 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
 
 #if FKL_FLOAT_KERNELS
 /* Terms of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double; elements in
- * double at once, for an ulp of their sum is one of the result (in pairs they made 4.2 ulp where K is 3 or 4). Of longer
- * runs the roundings tell where they all go one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of
- * KL. */
+ * double at once, for an ulp of their sum is one of the result (in pairs they made 4.2 ulp where K is 3 or 4). Of
+ * longer runs the roundings tell where they all go one way, as behind the peak of a smoothed label: four steps made 5.4
+ * ulp of KL. */
 #define FLOAT_RUN 2
 
 /* The j-th vector of a step, x, from `from`, added to the double lanes its elements belong to: floats from memory
@@ -382,8 +382,8 @@ FKL_INLINE struct vcontext lane_context(const struct context *context, double we
     return c;
 }
 
-/* A run of n <= RUN * LANES elements, `at` bytes into its block, added to the block's sums, acc. The terms of a step are
- * begun before those of the step before it are ended. */
+/* A run of n <= RUN * LANES elements, `at` bytes into its block, added to the block's sums, acc. The terms of a step
+ * are begun before those of the step before it are ended. */
 FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const int across, const char *p, const char *q,
                         ptrdiff_t n, ptrdiff_t at, const struct vcontext *c, vd acc[SUMS][PARTS],
                         struct exceptions *others)
@@ -444,8 +444,8 @@ FKL_INLINE void add_block(const enum pass pass, const enum fkl_type type, const 
 #endif
     } else {
         const ptrdiff_t size = type_size(type), run = RUN * LANES;
-        for (ptrdiff_t i = 0; i < n; i += run)
-            add_run(pass, type, across, p + i * size, q + i * size, n - i < run ? n - i : run, i * size, c, acc, others);
+        for (ptrdiff_t i = 0, at = 0; i < n; i += run, at += run * size)
+            add_run(pass, type, across, p + at, q + at, n - i < run ? n - i : run, at, c, acc, others);
     }
     if (pass == PASS_SUMS_MAX) {
         FKL_UNROLL

@@ -94,7 +94,7 @@ FKL_INLINE void add_elements(const enum pass pass, vd p, vd q, vd acc[SUMS])
         vd_two_sum(acc[2], difference, &acc[2], &lost);
         acc[5] += lost + error;
     } else if (pass == PASS_DIFFERENCE) {
-        /* p - q is exact where p and q are within an octave, and elsewhere its rounding is below the last bit of phi. */
+        /* p - q is exact where p and q are within an octave, and elsewhere its rounding is below the last of phi. */
         vd lost;
         vd_two_sum(acc[1], p - q, &acc[1], &lost);
         acc[2] += lost;

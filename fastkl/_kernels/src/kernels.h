@@ -92,8 +92,8 @@ typedef void fkl_elementwise(int operation, int type, ptrdiff_t n, char *const *
 
 /* Scratch space of the discrete family: first the tiles of a group of FKL_TILE_ROWS rows of p and of q, up to
  * FKL_TILE_LENGTH elements of each row at a time, which is a multiple of the summation block; behind them the rows of p
- * and of q that are packed ahead of several groups, if a whole row fits, or the sums of columns. Elements are counted as
- * doubles. */
+ * and of q that are packed ahead of several groups, if a whole row fits, or the sums of columns. Elements are counted
+ * as doubles. */
 #define FKL_SHORT 31 /* rows up to this length go eight at a time, one per lane; FKL_PACKED_ROWS of them are a tile */
 #define FKL_TILE_ROWS 8
 #define FKL_TILE_LENGTH 4096
