@@ -116,7 +116,6 @@ FKL_INLINE void columns_block(const enum pass pass, const enum fkl_type type, co
 #define FKL_STEP(ROWS)                                                                                                 \
     columns_step(pass, type, ROWS, x + at * size, p->stride, y + at * size, q->stride, place, s->run[v][0] + at,       \
                  s->block[v][0] + at, s->special + at)
-                FKL_UNROLL
                 for (ptrdiff_t at = c; at < c + 64 / size; at += VD) {
                     if (FKL_LIKELY(rows == 2))
                         FKL_STEP(2);
@@ -197,7 +196,6 @@ FKL_INLINE void columns_block_float(const enum pass pass, const struct columns *
                     fkl_prefetch_far(x, (c + count) * 4 + j * LANES * p->stride);
                     fkl_prefetch_far(y, (c + count) * 4 + j * LANES * q->stride);
                 }
-                FKL_UNROLL
                 for (ptrdiff_t at = c; at < c + 16; at += VF) {
                     const char *at_p = x + at * 4, *at_q = y + at * 4;
 #define FKL_STEP(ROWS)                                                                                                 \

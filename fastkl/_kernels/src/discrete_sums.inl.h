@@ -406,7 +406,7 @@ FKL_INLINE void add_run(const enum pass pass, const enum fkl_type type, const in
             ask_for_more(pass, across, p, q, i * size, most * size, at, c);
             step_double(pass, type, step_vectors(pass), i, -1, p, q, c, run, others, next);
             end_terms(pass, step_vectors(pass), waiting, ends);
-            for (int j = 0; j < step_vectors(pass); j++)
+            for (int j = 0; pass_begins(pass) && j < step_vectors(pass); j++)
                 waiting[j] = next[j];
         }
         end_terms(pass, step_vectors(pass), waiting, ends);
