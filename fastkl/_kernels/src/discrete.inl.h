@@ -376,8 +376,9 @@ static int one_pass(const struct plan *plan, struct batch *batch, struct group *
     return left;
 }
 
-/* The rows that are left of them, by two passes. */
-static void pass_again(const struct plan *plan, struct batch *batch, struct group *g, int from, int to)
+/* The rows that are left of them, by two passes; by the second alone where their sums have been taken. */
+static void pass_again(const struct plan *plan, struct batch *batch, struct group *g, int from, int to,
+                       const struct totals *sums)
 {
     struct plan second = *plan;
     if (plan->op == FKL_KL) { /* in doubles, of any rows */
@@ -387,17 +388,19 @@ static void pass_again(const struct plan *plan, struct batch *batch, struct grou
     }
     for (int i = from; i < to; i++) {
         const unsigned good = batch->good[i];
+        struct group again, *group = &g[i - from];
         double result[LANES];
         if (FKL_LIKELY(all_good(batch, i)))
             continue;
         memcpy(result, batch->result[i], sizeof result);
         if (plan->op == FKL_KL) {
-            struct group again;
-            start_groups(&second, &again, i, i + 1);
-            two_passes(&second, batch, &again, i, i + 1);
-        } else {
-            two_passes(&second, batch, &g[i - from], i, i + 1);
+            group = &again;
+            start_groups(&second, group, i, i + 1);
         }
+        if (sums)
+            second_pass(&second, batch, group, i, i + 1, &sums[i - from]);
+        else
+            two_passes(&second, batch, group, i, i + 1);
         keep_results(batch, i, good, result);
     }
 }
@@ -407,15 +410,11 @@ static void pass_again(const struct plan *plan, struct batch *batch, struct grou
 static int js_in_one_pass(const struct plan *plan, struct batch *batch, struct group *g, int from, int to, int *apart)
 {
     struct totals sums[GROUPS];
-    int once = 0, left = 0;
-    if (!*apart) {
-        left = one_pass(plan, batch, g, from, to);
-        *apart = left > 0;
-        pass_again(plan, batch, g, from, to);
-        return left;
-    }
-    take_sums(plan, batch, g, from, to, sums);
-    for (int i = from; i < to; i++) {
+    const int sums_first = *apart;
+    int once = !sums_first, left = 0;
+    if (sums_first)
+        take_sums(plan, batch, g, from, to, sums);
+    for (int i = from; sums_first && i < to; i++) {
         once |= (rows_alike(&sums[i - from], plan->floats) & ((1u << batch->counts[i]) - 1u)) != 0;
         batch->good[i] = 0;
         left += batch->counts[i];
@@ -423,15 +422,7 @@ static int js_in_one_pass(const struct plan *plan, struct batch *batch, struct g
     if (once)
         left = one_pass(plan, batch, g, from, to);
     *apart = left > 0;
-    for (int i = from; i < to; i++) {
-        const unsigned good = batch->good[i];
-        double result[LANES];
-        if (all_good(batch, i))
-            continue;
-        memcpy(result, batch->result[i], sizeof result);
-        second_pass(plan, batch, &g[i - from], i, i + 1, &sums[i - from]);
-        keep_results(batch, i, good, result);
-    }
+    pass_again(plan, batch, g, from, to, sums_first ? sums : NULL);
     return left;
 }
 
@@ -535,7 +526,7 @@ static void discrete_block(int operation, int row_type, const fkl_rows *operands
                 continue;
             }
             if (left > 0)
-                pass_again(&plan, &batch, groups, 0, batch.groups);
+                pass_again(&plan, &batch, groups, 0, batch.groups, NULL);
         } else {
             ptrdiff_t left = 0;
             for (int i = 0, next; i < batch.groups; i = next) {

@@ -29,6 +29,13 @@ struct columns {
     ptrdiff_t stride;
 };
 
+/* `rows` elements, 8 apart, are asked for, `ahead` bytes from x: of the next stretch of columns. */
+FKL_INLINE void ask_for_columns(const char *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t ahead)
+{
+    for (ptrdiff_t j = 0; j < rows; j++)
+        fkl_prefetch_far(x, ahead + j * LANES * stride);
+}
+
 /* Where a step stands in its run, and the run in its block. */
 struct place {
     int starts, ends, first; /* the step begins the run, ends it; the run is the block's first */
@@ -109,10 +116,8 @@ FKL_INLINE void columns_block(const enum pass pass, const enum fkl_type type, co
             const ptrdiff_t row = start + i + v;
             const char *x = p->data + row * p->stride, *y = q->data + row * q->stride;
             for (ptrdiff_t c = 0; c < count; c += 64 / size) {
-                for (int j = 0; j < rows; j++) { /* the next stretch of columns */
-                    fkl_prefetch_far(x, (c + count) * size + j * LANES * p->stride);
-                    fkl_prefetch_far(y, (c + count) * size + j * LANES * q->stride);
-                }
+                ask_for_columns(x, p->stride, rows, (c + count) * size);
+                ask_for_columns(y, q->stride, rows, (c + count) * size);
 #define FKL_STEP(ROWS)                                                                                                 \
     columns_step(pass, type, ROWS, x + at * size, p->stride, y + at * size, q->stride, place, s->run[v][0] + at,       \
                  s->block[v][0] + at, s->special + at)
@@ -192,10 +197,8 @@ FKL_INLINE void columns_block_float(const enum pass pass, const struct columns *
             const ptrdiff_t row = start + i + v, rest = (n - i - v + LANES - 1) / LANES;
             const char *x = p->data + row * p->stride, *y = q->data + row * q->stride;
             for (ptrdiff_t c = 0; c < count; c += 16) {
-                for (int j = 0; j < 4 && j < rest; j++) {
-                    fkl_prefetch_far(x, (c + count) * 4 + j * LANES * p->stride);
-                    fkl_prefetch_far(y, (c + count) * 4 + j * LANES * q->stride);
-                }
+                ask_for_columns(x, p->stride, rest < 4 ? rest : 4, (c + count) * 4);
+                ask_for_columns(y, q->stride, rest < 4 ? rest : 4, (c + count) * 4);
                 for (ptrdiff_t at = c; at < c + 16; at += VF) {
                     const char *at_p = x + at * 4, *at_q = y + at * 4;
 #define FKL_STEP(ROWS)                                                                                                 \
@@ -247,15 +250,8 @@ FKL_INLINE void pass_columns(const enum pass pass, const enum fkl_type type, con
             columns_block(pass, type, &p, &q, start, n, count, s);
         for (int v = 0; length > BLOCK && v < LANES; v++)
             for (int k = 0; k < count_sums; k++)
-                for (ptrdiff_t c = 0; c < count; c += VD) {
-                    vd high = vd_load(&s->block[v][k][c]), low = vd_set(0.0);
-                    if (start > 0) {
-                        vd_two_sum(vd_load(&s->high[v][k][c]), high, &high, &low);
-                        low += vd_load(&s->low[v][k][c]);
-                    }
-                    vd_store(&s->high[v][k][c], high);
-                    vd_store(&s->low[v][k][c], low);
-                }
+                for (ptrdiff_t c = 0; c < count; c += VD)
+                    add_block_sum(vd_load(&s->block[v][k][c]), start == 0, &s->high[v][k][c], &s->low[v][k][c]);
     }
     for (int i = 0; i < groups; i++) {
         totals[i].special = 0;

@@ -50,8 +50,8 @@ FKL_INLINE void run_range(const enum pass pass, const enum fkl_type type, struct
                           ptrdiff_t end, struct totals *t)
 {
     const ptrdiff_t tile_length = fkl_tile_length(g->problem->length);
-    /* Rows of one block have plain sums for each lane, which are added up for all rows at a time. */
     const int coming = g->p.pieces > 0 || g->q.pieces > 0;
+    /* Rows of one block have plain sums for each lane, which are added up for all rows at a time. */
     const int one_block = end - begin <= BLOCK && pass != PASS_SUMS_EXACT && pass != PASS_DIFFERENCE;
     _Alignas(64) double lanes[LANES][SUMS][LANES];
     struct sums sums[LANES];

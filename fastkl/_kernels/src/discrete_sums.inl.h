@@ -467,6 +467,18 @@ FKL_INLINE int any_special(const struct exceptions *others)
     return vi_any(bits);
 }
 
+/* The sum of a block added to those of a row, *high, and what that loses to *low; the first one begins them. */
+FKL_INLINE void add_block_sum(vd sum, int first, double *high, double *low)
+{
+    vd lost = vd_set(0.0);
+    if (!first) {
+        vd_two_sum(vd_load(high), sum, &sum, &lost);
+        lost += vd_load(low);
+    }
+    vd_store(high, sum);
+    vd_store(low, lost);
+}
+
 /* Elements [0, n) of a row, or of a part of one that begins at a multiple of BLOCK, added to s. */
 FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const char *p, const char *q, ptrdiff_t n,
                            const struct vcontext *c, struct sums *s)
@@ -476,22 +488,15 @@ FKL_INLINE void pass_along(const enum pass pass, const enum fkl_type type, const
     for (ptrdiff_t start = 0; start < n; start += BLOCK) {
         add_block(pass, type, 0, p + start * type_size(type), q + start * type_size(type),
                   n - start < BLOCK ? n - start : BLOCK, c, sums, &others);
-        for (int k = 0; k < pass_sums(pass); k++) {
+        for (int k = 0; k < pass_sums(pass); k++)
             for (int j = 0; j < PARTS; j++) {
-                vd sum = vd_load(&sums[k][j * VD]), high = sum, low = vd_set(0.0);
-                if (s->blocks > 0) {
-                    high = vd_load(&s->high[k][j * VD]);
-                    if (pass_has_maximum(pass) && k == 2) {
-                        high = vd_max(high, sum);
-                    } else {
-                        vd_two_sum(high, sum, &high, &low);
-                        low += vd_load(&s->low[k][j * VD]);
-                    }
-                }
-                vd_store(&s->high[k][j * VD], high);
-                vd_store(&s->low[k][j * VD], low);
+                const vd sum = vd_load(&sums[k][j * VD]);
+                double *const high = &s->high[k][j * VD];
+                if (s->blocks > 0 && pass_has_maximum(pass) && k == 2)
+                    vd_store(high, vd_max(vd_load(high), sum));
+                else
+                    add_block_sum(sum, s->blocks == 0, high, &s->low[k][j * VD]);
             }
-        }
         s->blocks++;
     }
     s->special |= any_special(&others);

@@ -249,8 +249,9 @@ FKL_INLINE void whole_groups(const enum fkl_type from_type, const enum fkl_type 
     }
 }
 
+/* The same by type and layout. */
 static FKL_NOINLINE void plain_groups(enum fkl_type from_type, enum fkl_type to_type, int along, const fkl_rows *rows,
-                             const char *from, ptrdiff_t groups, ptrdiff_t n, char *to)
+                                      const char *from, ptrdiff_t groups, ptrdiff_t n, char *to)
 {
 #define FKL_CASE(FROM, TO)                                                                                             \
     if (from_type == FROM && to_type == TO) {                                                                          \
