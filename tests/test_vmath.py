@@ -21,14 +21,14 @@ VMATH = pathlib.Path(__file__).parents[1] / "fastkl" / "_kernels" / "src" / "vma
 # By function: its number in enum fkl_probe, the C function behind it, and the ulps stated beside that one's definition
 # (for e^x and its excess, which one function computes, in the order of the comment).
 BOUNDS = {
-    "phi": (0, "vd_phi", 6.5),
+    "phi": (0, "vd_phi", 4.5),
     "log_ratio": (1, "vd_log_ratio", 3),
     "log1p": (2, "vd_log1p", 3),
     "exp": (3, "vd_exp_excess", 1.5),
     "exp_excess": (4, "vd_exp_excess", 5),
-    "phi_over": (5, "vd_phi_over", 9),
-    "less_log1p": (6, "vd_less_log1p", 7.5),
-    "phi_float": (7, "vf_phi", 5),
+    "phi_over": (5, "vd_phi_over", 7),
+    "less_log1p": (6, "vd_less_log1p", 4.5),
+    "phi_float": (7, "vf_phi", 3.5),
     "excess_float": (8, "vf_excess", 3),
     "exp2_fraction_float": (9, "vf_exp2_fraction", 3),
     "excess2_float": (10, "vf_excess2_at", 6.5),

@@ -141,20 +141,20 @@ FKL_INLINE void columns_step_float(const enum pass pass, const int rows, const c
                                    const char *q, ptrdiff_t q_stride, const int starts,
                                    double sums[COLUMN_SUMS][COLUMNS], ptrdiff_t c, uint64_t special[COLUMNS])
 {
-    vf x[4], y[4], terms[4], none = vf_set(0.0f);
-    vd sum[3][2];
-    for (int k = 0; k < 3; k++)
-        for (int half = 0; half < 2; half++)
-            sum[k][half] = starts ? vd_set(0.0) : vd_load(&sums[k][c + half * VD]);
+    vf x[4], y[4], none = vf_set(0.0f), added[3][2]; /* of elements 0 and 2, and of 1 and 3 */
+    vd p_sum[2];
+    struct float_begun begun[4];
+    for (int half = 0; half < 2; half++)
+        p_sum[half] = starts ? vd_set(0.0) : vd_load(&sums[1][c + half * VD]);
     FKL_UNROLL
     for (int j = 0; j < rows; j++) {
-        const char *at_p = p + j * LANES * p_stride, *at_q = q + j * LANES * q_stride;
-        x[j] = vf_load(at_p);
-        y[j] = vf_load(at_q);
-        for (int half = 0; half < 2; half++) {
-            sum[1][half] += vh_load_double(at_p + half * 4 * VD);
-            sum[2][half] += vh_load_double(at_q + half * 4 * VD);
-        }
+        const char *const at = p + j * LANES * p_stride;
+        x[j] = vf_load(at);
+        y[j] = vf_load(q + j * LANES * q_stride);
+        added[1][j % 2] = j < 2 ? x[j] : added[1][j % 2] + x[j];
+        added[2][j % 2] = j < 2 ? y[j] : added[2][j % 2] + y[j];
+        for (int half = 0; half < 2; half++)
+            p_sum[half] += vh_load_double(at + half * 4 * VD);
     }
     vf least = rows > 0 ? vf_min(x[0], y[0]) : vf_set(SMALLEST_FLOAT);
     FKL_UNROLL
@@ -163,29 +163,33 @@ FKL_INLINE void columns_step_float(const enum pass pass, const int rows, const c
     if (FKL_LIKELY(mf_all(vf_le(vf_set(SMALLEST_FLOAT), least)))) {
         FKL_UNROLL
         for (int j = 0; j < rows; j++)
-            terms[j] = float_term(pass, x[j], y[j], none);
+            begun[j] = begin_float(pass, x[j], y[j], none);
     } else {
         vw bits = vw_set(0);
         uint32_t lanes[VF];
         FKL_UNROLL
-        for (int j = 0; j < rows; j++) {
-            vf term = none;
-            set_aside_float(pass, &x[j], &y[j], &none, &term, &bits);
-            terms[j] = term + float_term(pass, x[j], y[j], none);
-        }
+        for (int j = 0; j < rows; j++)
+            begun[j] = begin_float_aside(pass, x[j], y[j], none, &bits);
         memcpy(lanes, &bits, sizeof lanes);
         for (int i = 0; i < VF; i++)
             special[c + i] |= lanes[i];
     }
     FKL_UNROLL
-    for (int j = 0; j < 2 && j < rows; j++) {
-        const vf both = j + 2 < rows ? terms[j] + terms[j + 2] : terms[j];
-        sum[0][0] += vf_low(both);
-        sum[0][1] += vf_high(both);
+    for (int j = 0; j < rows; j++) {
+        const vf term = end_float(pass, &begun[j]);
+        added[0][j % 2] = j < 2 ? term : added[0][j % 2] + term;
     }
-    for (int k = 0; k < 3; k++)
-        for (int half = 0; half < 2; half++)
-            vd_store(&sums[k][c + half * VD], sum[k][half]);
+    for (int k = 0; k < 3; k++) {
+        const vf run = rows > 1 ? added[k][0] + added[k][1] : rows > 0 ? added[k][0] : none;
+        for (int half = 0; half < 2; half++) {
+            double *const sum = &sums[k][c + half * VD];
+            const vd before = starts ? vd_set(0.0) : vd_load(sum);
+            if (k == 1 && !adds_p_in_float(pass, 0))
+                vd_store(sum, p_sum[half]);
+            else
+                vd_store(sum, before + (half ? vf_high(run) : vf_low(run)));
+        }
+    }
 }
 
 FKL_INLINE void columns_block_float(const enum pass pass, const struct columns *p, const struct columns *q,

@@ -93,21 +93,24 @@ static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, in
     return good & ~t->special;
 }
 
-/* Do rows that sum to p and to q count as equally heavy? With c = p/q = 1 + d, sum phi(p, m) + phi(c q, m) is what it
- * is for c = 1, and d sum phi(q, m), to first order; what is of second order must not tell beside the least result that
- * finish_js_once() vouches for. Floats have one sum for both. Of every term the second part makes 0.28 to 0.72 (q/p = 0
- * and the other end): with 1/2 in its place this bound leaves less than a quarter of d, half an ulp. */
-FKL_INLINE md js_alike(int floats, vd p, vd q)
+/* Do rows that sum to p and to q count as equally heavy, their sums known to `slack` of themselves? With c = p/q = 1 + d,
+ * sum phi(p, m) + phi(c q, m) is what it is for c = 1, and d sum phi(q, m), to first order; what is of second order
+ * must not tell beside the least result that finish_js_once() vouches for. Of every term the second part makes 0.28 to
+ * 0.72 (q/p = 0 and the other end): floats have one sum for both, and with 1/2 in its place this bound leaves less than a
+ * quarter of d, half an ulp. */
+FKL_INLINE md js_alike(int floats, vd p, vd q, double slack)
 {
-    return vd_le(vd_abs(p - q), vd_set(floats ? 0x1p-22 : 0x1p-47) * vd_min(p, q));
+    return vd_le(vd_abs(p - q), vd_set((floats ? 0x1p-22 : 0x1p-47) + slack) * vd_min(p, q));
 }
 
-/* A bit for each row of which the sums of PASS_SUMS say that finish_js_once() will do. */
+/* A bit for each row of which the sums of PASS_SUMS do not say that finish_js_once() won't do: floats' are known better
+ * here than there. */
 static unsigned rows_alike(const struct totals *sums, int floats)
 {
+    const double slack = floats ? 0x1p-22 : 0.0;
     unsigned alike = 0;
     for (int j = 0; j < LANES; j += VD)
-        alike |= md_lanes(js_alike(floats, vd_load(&sums->sum[0][j]), vd_load(&sums->sum[1][j]))) << j;
+        alike |= md_lanes(js_alike(floats, vd_load(&sums->sum[0][j]), vd_load(&sums->sum[1][j]), slack)) << j;
     return alike;
 }
 
@@ -121,7 +124,7 @@ static unsigned finish_js_once(enum fkl_op op, const struct totals *t, const fkl
         const vd half = vd_set(0.5);
         const vd sum = vd_load(&t->sum[0][j]), p = vd_load(&t->sum[1][j]), q = vd_load(&t->sum[2][j]);
         const vd second = floats ? half * sum : vd_load(&t->sum[3][j]), whole = floats ? sum : sum + second;
-        const md fine = md_and(md_and(vd_le(low, p), vd_le(p, high)), js_alike(floats, p, q));
+        const md fine = md_and(md_and(vd_le(low, p), vd_le(p, high)), js_alike(floats, p, q, 0.0));
         vd value = half * vd_madd((p - q) / vd_select(fine, q, vd_set(1.0)), second, whole) /
                    vd_select(fine, p, vd_set(1.0));
         good |= md_lanes(md_and(fine, vd_le(vd_set(floats ? 0x1p-20 : 0x1p-40), value))) << j;

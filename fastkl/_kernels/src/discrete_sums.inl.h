@@ -196,11 +196,16 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
 }
 
 #if FKL_FLOAT_KERNELS
-/* Terms of floats are added up in float for two steps of sixteen, one rounding a lane, and then in double; elements in
- * double at once, for an ulp of their sum is one of the result (in pairs they made 4.2 ulp where K is 3 or 4). Of
- * longer runs the roundings tell where they all go one way, as behind the peak of a smoothed label: four steps made 5.4
- * ulp of KL. */
+/* Floats are added up in float for runs of two steps of sixteen and then in double. Of longer runs the roundings tell
+ * where they all go one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of KL. */
 #define FLOAT_RUN 2
+
+/* Along a row each lane's four elements of a run, and their terms, go into one double. Eight short rows in turn, each in
+ * its lane, have so few elements that an ulp of their sum is one of the result: they are added up in double at once,
+ * and their terms in pairs. */
+struct float_run {
+    vf terms[PARTS], p[PARTS], q[PARTS];
+};
 
 /* The j-th vector of a step, x, from `from`, added to the double lanes its elements belong to: floats from memory
  * again, which is cheaper than out of the register. */
@@ -215,10 +220,16 @@ FKL_INLINE void add_elements_float(const enum fkl_type type, ptrdiff_t n, const 
     }
 }
 
-/* step_double() in float, all but adding up the terms. */
-FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int vectors, ptrdiff_t i, ptrdiff_t n,
-                           const char *p, const char *q, const struct fcontext *c, vd p_sum[PARTS], vd q_sum[PARTS],
-                           struct exceptions *others, vf terms[MOST_VECTORS])
+/* Are elements added up so? An error of q's sum enters KL in second order, but one of p's as it is; the Jensen-Shannon
+ * divergence has half of either's. */
+FKL_INLINE int adds_q_in_float(const enum pass pass, const int across) { return pass_is_single(pass) && !across; }
+FKL_INLINE int adds_p_in_float(const enum pass pass, const int across) { return pass == PASS_JS_ONCE && !across; }
+
+/* step_double() in float; is the step the `first` of its run? */
+FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int across, const int vectors,
+                           const int first, ptrdiff_t i, ptrdiff_t n, const char *p, const char *q,
+                           const struct fcontext *c, struct float_run *run, vd p_sum[PARTS], vd q_sum[PARTS],
+                           struct exceptions *others, struct float_begun begun[MOST_VECTORS])
 {
     const ptrdiff_t stride = VF * type_size(type);
     p += i * type_size(type);
@@ -232,10 +243,15 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     }
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
-        if (pass != PASS_JS_HALF) {
+        const int begins = first && j < PARTS;
+        if (adds_p_in_float(pass, across))
+            run->p[j % PARTS] = begins ? x[j] : run->p[j % PARTS] + x[j];
+        else if (pass != PASS_JS_HALF)
             add_elements_float(type, n, p + j * stride, j, x[j], p_sum);
+        if (adds_q_in_float(pass, across))
+            run->q[j % PARTS] = begins ? y[j] : run->q[j % PARTS] + y[j];
+        else if (pass != PASS_JS_HALF)
             add_elements_float(type, n, q + j * stride, j, y[j], q_sum);
-        }
         low[j] = vf_set(0.0f);
         if (pass_scales(pass))
             y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
@@ -251,19 +267,53 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     if (!FKL_LIKELY(mf_all(vf_le(vf_set(SMALLEST_FLOAT), least)))) {
         FKL_UNROLL
         for (int j = 0; j < vectors; j++) {
-            vf term = vf_set(0.0f);
             vw bits = (vw)others->special[j % PARTS];
-            set_aside_float(pass, &x[j], &y[j], &low[j], &term, &bits);
+            if (pass_begins(pass))
+                begun[j] = begin_float_aside(pass, x[j], y[j], low[j], &bits);
+            else
+                set_aside_float(pass, &x[j], &y[j], &low[j], NULL, &bits);
             others->special[j % PARTS] = (vi)bits;
-            if (pass != PASS_SUMS)
-                terms[j] = term + float_term(pass, x[j], y[j], low[j]);
         }
         return;
     }
+    if (!pass_begins(pass))
+        return;
     FKL_UNROLL
     for (int j = 0; j < vectors; j++)
-        if (pass != PASS_SUMS)
-            terms[j] = float_term(pass, x[j], y[j], low[j]);
+        begun[j] = begin_float(pass, x[j], y[j], low[j]);
+}
+
+/* Terms of a step ended and added to those of the steps before it in its run, if it isn't the `first`. */
+FKL_INLINE void end_terms_float(const enum pass pass, const int vectors, const int first,
+                                const struct float_begun begun[MOST_VECTORS], struct float_run *run)
+{
+    if (!pass_begins(pass))
+        return;
+    FKL_UNROLL
+    for (int j = 0; j < vectors; j++) {
+        const vf term = end_float(pass, &begun[j]);
+        run->terms[j % PARTS] = first && j < PARTS ? term : run->terms[j % PARTS] + term;
+    }
+}
+
+/* The sums of a run added to those of its block: the terms', and the elements'. */
+FKL_INLINE void end_run_terms(const enum pass pass, const int across, const struct float_run *run, vd terms[PARTS])
+{
+    if (!pass_begins(pass))
+        return;
+    if (!across)
+        add_folded(terms, run->terms);
+    else
+        for (int j = 0; j < PARTS; j++)
+            add_floats(terms, j, run->terms[j]);
+}
+FKL_INLINE void end_run_elements(const enum pass pass, const int across, const struct float_run *run, vd p_sum[PARTS],
+                                 vd q_sum[PARTS])
+{
+    if (adds_p_in_float(pass, across))
+        add_folded(p_sum, run->p);
+    if (adds_q_in_float(pass, across))
+        add_folded(q_sum, run->q);
 }
 
 /* c as two floats: of one row, or of eight, where floats i and i + 8 belong to row i. */
@@ -294,14 +344,6 @@ FKL_INLINE struct fcontext float_context(const enum pass pass, const int across,
     return f;
 }
 
-/* Terms of a step added to those of the steps before it in its run of FLOAT_RUN, if it isn't the `first`. */
-FKL_INLINE void add_terms_float(const int vectors, const int first, const vf terms[MOST_VECTORS], vf run[PARTS])
-{
-    FKL_UNROLL
-    for (int j = 0; j < vectors; j++)
-        run[j % PARTS] = first && j < PARTS ? terms[j] : run[j % PARTS] + terms[j];
-}
-
 FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, const int across, const char *p,
                                 const char *q, ptrdiff_t n, const struct vcontext *c, vd acc[SUMS][PARTS],
                                 struct exceptions *others)
@@ -309,36 +351,49 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
     const ptrdiff_t step = 2 * LANES, whole = FLOAT_RUN * step, most = MOST_VECTORS * VF, size = type_size(type);
     const int first = pass == PASS_SUMS ? 0 : 1; /* of the sums of elements */
     const struct fcontext f = float_context(pass, across, c);
+    struct float_begun waiting[MOST_VECTORS], next[MOST_VECTORS];
+    struct float_run run;
     vd p_sum[PARTS], q_sum[PARTS];
-    vf terms[MOST_VECTORS], run[PARTS];
     ptrdiff_t i = 0;
     for (int j = 0; j < PARTS; j++)
         p_sum[j] = q_sum[j] = vd_set(0.0);
+    if (whole == most && pass_divisions(pass) == 1 && whole <= n) {
+        /* A run is a step, and there are registers for two of them: see add_run(). */
+        ask_for_more(pass, across, p, q, 0, whole * size, 0, c);
+        step_float(pass, type, across, MOST_VECTORS, 1, 0, -1, p, q, &f, &run, p_sum, q_sum, others, waiting);
+        end_run_elements(pass, across, &run, p_sum, q_sum);
+        for (i = whole; i + whole <= n; i += whole) {
+            ask_for_more(pass, across, p, q, i * size, whole * size, 0, c);
+            step_float(pass, type, across, MOST_VECTORS, 1, i, -1, p, q, &f, &run, p_sum, q_sum, others, next);
+            end_run_elements(pass, across, &run, p_sum, q_sum);
+            end_terms_float(pass, MOST_VECTORS, 1, waiting, &run);
+            end_run_terms(pass, across, &run, acc[0]);
+            for (int j = 0; j < MOST_VECTORS; j++)
+                waiting[j] = next[j];
+        }
+        end_terms_float(pass, MOST_VECTORS, 1, waiting, &run);
+        end_run_terms(pass, across, &run, acc[0]);
+    }
     for (; i + whole <= n; i += whole) {
         FKL_UNROLL
         for (ptrdiff_t at = 0; at < whole; at += most) {
             ask_for_more(pass, across, p, q, (i + at) * size, most * size, 0, c);
-            step_float(pass, type, MOST_VECTORS, i + at, -1, p, q, &f, p_sum, q_sum, others, terms);
-            if (pass != PASS_SUMS)
-                add_terms_float(MOST_VECTORS, at == 0, terms, run);
+            step_float(pass, type, across, MOST_VECTORS, at == 0, i + at, -1, p, q, &f, &run, p_sum, q_sum, others, next);
+            end_terms_float(pass, MOST_VECTORS, at == 0, next, &run);
         }
-        FKL_UNROLL
-        for (int j = 0; pass != PASS_SUMS && j < PARTS; j++)
-            add_floats(acc[0], j, run[j]);
+        end_run_elements(pass, across, &run, p_sum, q_sum);
+        end_run_terms(pass, across, &run, acc[0]);
     }
     if (i < n) {
         const ptrdiff_t rest = n - i;
-        step_float(pass, type, PARTS, i, rest < step ? rest : -1, p, q, &f, p_sum, q_sum, others, terms);
-        if (pass != PASS_SUMS)
-            add_terms_float(PARTS, 1, terms, run);
+        step_float(pass, type, across, PARTS, 1, i, rest < step ? rest : -1, p, q, &f, &run, p_sum, q_sum, others, next);
+        end_terms_float(pass, PARTS, 1, next, &run);
         if (step < rest) {
-            step_float(pass, type, PARTS, i + step, rest - step, p, q, &f, p_sum, q_sum, others, terms);
-            if (pass != PASS_SUMS)
-                add_terms_float(PARTS, 0, terms, run);
+            step_float(pass, type, across, PARTS, 0, i + step, rest - step, p, q, &f, &run, p_sum, q_sum, others, next);
+            end_terms_float(pass, PARTS, 0, next, &run);
         }
-        FKL_UNROLL
-        for (int j = 0; pass != PASS_SUMS && j < PARTS; j++)
-            add_floats(acc[0], j, run[j]);
+        end_run_elements(pass, across, &run, p_sum, q_sum);
+        end_run_terms(pass, across, &run, acc[0]);
     }
     if (pass != PASS_JS_HALF) {
         for (int j = 0; j < PARTS; j++) {

@@ -172,8 +172,8 @@ FKL_INLINE struct begun begin(const enum pass pass, vd p, vd q, vd low)
         /* The mean may be rounded, for the sum of the two terms is stationary in it: its error enters squared, and
          * finish() vouches only for results that are large against that. */
         vd m = vd_half(p + q);
-        struct vd_begun first = vd_begin_phi(p, m);
-        struct vd_begun second = pass == PASS_JS_ONCE ? vd_begin_phi(q, m) : vd_begin_phi_shifted(q, m, low);
+        struct vd_begun first = vd_begin_half(p, m);
+        struct vd_begun second = pass == PASS_JS_ONCE ? vd_begin_half(q, m) : vd_begin_half_shifted(q, low, m);
         return (struct begun){{first.s2, second.s2}, {first.w, second.w}, {first.base, second.base}};
     }
     struct vd_begun x = pass == PASS_KL_PAIR ? vd_begin_phi_pair(p, q, low) : vd_begin_phi(p, q);
@@ -273,23 +273,41 @@ FKL_INLINE void set_aside_float(const enum pass pass, vf *p, vf *q, vf *low, vf 
             return;
     }
     if (pass_halves(pass))
-        *term += vf_select(mf_or(no_p, no_q), (*p + *q) * vf_set((float)FKL_LN2), zero);
+        *term = vf_select(mf_or(no_p, no_q), (*p + *q) * vf_set((float)FKL_LN2), zero);
     else
-        *term += vf_select(no_p, *q, vf_select(no_q, vf_set(INFINITY), zero));
+        *term = vf_select(no_p, *q, vf_select(no_q, vf_set(INFINITY), zero));
     *p = vf_select(mf_or(no_p, no_q), one, *p);
     *q = vf_select(mf_or(no_p, no_q), one, *q);
 }
 
-/* One vector of terms. low: what the rounding of c q has lost. */
-FKL_INLINE vf float_term(const enum pass pass, vf p, vf q, vf low)
+/* A term whose divisions are done. */
+struct float_begun {
+    struct vf_begun part[MOST_DIVISIONS];
+};
+
+FKL_INLINE struct float_begun begin_float(const enum pass pass, vf p, vf q, vf low)
 {
-    if (!pass_halves(pass))
-        return vf_phi(p, q);
-    vf m = vf_half(p + q);
-    struct vf_begun first = vf_begin_phi(p, m);
-    struct vf_begun second = pass == PASS_JS_ONCE ? vf_begin_phi(q, m) : vf_begin_phi_shifted(q, m, low);
-    first.base += second.base;
-    second.base = vf_end(first);
-    return vf_end(second);
+    if (pass_halves(pass)) {
+        vf m = vf_half(p + q);
+        return (struct float_begun){{vf_begin_phi(p, m), pass == PASS_JS_ONCE ? vf_begin_phi(q, m)
+                                                                              : vf_begin_phi_shifted(q, m, low)}};
+    }
+    struct vf_begun x = vf_begin_phi(p, q);
+    return (struct float_begun){{x, x}};
+}
+
+FKL_INLINE struct float_begun begin_float_aside(const enum pass pass, vf p, vf q, vf low, vw *special)
+{
+    vf term;
+    set_aside_float(pass, &p, &q, &low, &term, special);
+    struct float_begun x = begin_float(pass, p, q, low);
+    x.part[0].far += term;
+    return x;
+}
+
+FKL_INLINE vf end_float(const enum pass pass, const struct float_begun *x)
+{
+    vf term = vf_end(x->part[0]);
+    return pass_halves(pass) ? term + vf_end(x->part[1]) : term;
 }
 #endif

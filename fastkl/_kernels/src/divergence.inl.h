@@ -36,14 +36,15 @@ FKL_INLINE vd js_of_probabilities(vd p, vd q, vd n, vd w)
  * are taken from n or both from the rounded m, in which their sum is stationary. */
 FKL_INLINE vf js_term_float(vf p, vf q, vf n)
 {
-    const vf m = vf_half(p + q), half = n * vf_set(0.5f), log_2 = vf_set((float)(FKL_LN2 / FKL_OCTAVE_FLOAT));
-    vf p_m, q_m, p_k = vf_octaves(p, m, &p_m), q_k = vf_octaves(q, m, &q_m); /* of opposite signs */
+    const vf m = vf_half(p + q), half = n * vf_set(0.5f);
+    struct vf_begun x = vf_begin_phi(p, m), y = vf_begin_phi(q, m);
+    vf other, p_k = vf_octaves(p, m, &other), q_k = vf_octaves(q, m, &other); /* of opposite signs */
     const mf near = vf_lt(vf_abs(p_k - q_k), vf_set(0.5f));
-    const vf p_n = vf_select(near, half, p - p_m), q_n = vf_select(near, -half, q - q_m);
-    const struct vf_begun first = vf_begin_at(p, p_n, p + p_m, vf_fma(p, p_k * log_2, m - p_m));
-    struct vf_begun second = vf_begin_at(q, q_n, q + q_m, vf_fma(q, q_k * log_2, m - q_m));
-    second.base += vf_end(first);
-    return vf_end(second);
+    x.n = vf_select(near, half, x.n);
+    y.n = vf_select(near, -half, y.n);
+    x.s = x.n / x.sum;
+    y.s = y.n / y.sum;
+    return vf_end(x) + vf_end(y);
 }
 #endif
 

@@ -146,6 +146,20 @@ FKL_INLINE void add_floats(vd acc[PARTS], const int j, vf x)
     acc[(2 * j + 1) % PARTS] += vf_high(x);
 }
 
+/* The same of a whole step's, of which those of one lane are added up in float first. */
+FKL_INLINE void add_folded(vd acc[PARTS], const vf x[PARTS])
+{
+#if PARTS == 1
+    acc[0] += vf_folded(x[0]);
+#else
+    for (int j = 0; j < PARTS / 2; j++) {
+        const vf both = x[j] + x[j + PARTS / 2];
+        acc[2 * j] += vf_low(both);
+        acc[2 * j + 1] += vf_high(both);
+    }
+#endif
+}
+
 #endif
 
 #endif

@@ -470,6 +470,12 @@ FKL_INLINE vd vf_high(vf x)
 {
     return (vd)_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1)));
 }
+/* x[i] + x[i + 8] in float, as doubles. */
+FKL_INLINE vd vf_folded(vf x)
+{
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1));
+    return (vd)_mm512_cvtps_pd(_mm256_add_ps(_mm512_castps512_ps256((__m512)x), high));
+}
 FKL_INLINE vf vf_load_f16(const void *address)
 {
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u *)address));
