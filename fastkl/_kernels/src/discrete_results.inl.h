@@ -93,11 +93,11 @@ static unsigned finish_kl(const struct totals *t, const fkl_problem *problem, in
     return good & ~t->special;
 }
 
-/* Do rows that sum to p and to q count as equally heavy, their sums known to `slack` of themselves? With c = p/q = 1 + d,
- * sum phi(p, m) + phi(c q, m) is what it is for c = 1, and d sum phi(q, m), to first order; what is of second order
- * must not tell beside the least result that finish_js_once() vouches for. Of every term the second part makes 0.28 to
- * 0.72 (q/p = 0 and the other end): floats have one sum for both, and with 1/2 in its place this bound leaves less than a
- * quarter of d, half an ulp. */
+/* Do rows that sum to p and to q count as equally heavy, where the sums are known to `slack` of themselves? With
+ * c = p/q = 1 + d, sum phi(p, m) + phi(c q, m) is what it is for c = 1, and d sum phi(q, m), to first order; what is of
+ * second order must not tell beside the least result that finish_js_once() vouches for. Floats have one sum for both.
+ * Of every term the second part makes 0.28 to 0.72 (q/p = 0 and the other end): with 1/2 in its place this bound leaves
+ * less than a quarter of d, half an ulp. */
 FKL_INLINE md js_alike(int floats, vd p, vd q, double slack)
 {
     return vd_le(vd_abs(p - q), vd_set((floats ? 0x1p-22 : 0x1p-47) + slack) * vd_min(p, q));

@@ -200,11 +200,12 @@ FKL_INLINE void step_double(const enum pass pass, const enum fkl_type type, cons
  * where they all go one way, as behind the peak of a smoothed label: four steps made 5.4 ulp of KL. */
 #define FLOAT_RUN 2
 
-/* Along a row each lane's four elements of a run, and their terms, go into one double. Eight short rows in turn, each in
- * its lane, have so few elements that an ulp of their sum is one of the result: they are added up in double at once,
- * and their terms in pairs. */
+/* Along a row each lane's four terms of a run go into one double, and most elements too: a conversion takes as long as
+ * two other operations. Eight short rows in turn, each in its lane, have so few elements that an ulp of their sum is
+ * one of the result: these are added up in double at once, and their terms in pairs. */
 struct float_run {
     vf terms[PARTS], p[PARTS], q[PARTS];
+    vd block_terms[PARTS], block_p[PARTS], block_q[PARTS];
 };
 
 /* The j-th vector of a step, x, from `from`, added to the double lanes its elements belong to: floats from memory
@@ -228,8 +229,8 @@ FKL_INLINE int adds_p_in_float(const enum pass pass, const int across) { return 
 /* step_double() in float; is the step the `first` of its run? */
 FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int across, const int vectors,
                            const int first, ptrdiff_t i, ptrdiff_t n, const char *p, const char *q,
-                           const struct fcontext *c, struct float_run *run, vd p_sum[PARTS], vd q_sum[PARTS],
-                           struct exceptions *others, struct float_begun begun[MOST_VECTORS])
+                           const struct fcontext *c, struct float_run *run, struct exceptions *others,
+                           struct float_begun begun[MOST_VECTORS])
 {
     const ptrdiff_t stride = VF * type_size(type);
     p += i * type_size(type);
@@ -247,11 +248,11 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
         if (adds_p_in_float(pass, across))
             run->p[j % PARTS] = begins ? x[j] : run->p[j % PARTS] + x[j];
         else if (pass != PASS_JS_HALF)
-            add_elements_float(type, n, p + j * stride, j, x[j], p_sum);
+            add_elements_float(type, n, p + j * stride, j, x[j], run->block_p);
         if (adds_q_in_float(pass, across))
             run->q[j % PARTS] = begins ? y[j] : run->q[j % PARTS] + y[j];
         else if (pass != PASS_JS_HALF)
-            add_elements_float(type, n, q + j * stride, j, y[j], q_sum);
+            add_elements_float(type, n, q + j * stride, j, y[j], run->block_q);
         low[j] = vf_set(0.0f);
         if (pass_scales(pass))
             y[j] = scaled_float(y[j], c->c[j % PARTS], c->c_low[j % PARTS], &low[j]);
@@ -297,23 +298,22 @@ FKL_INLINE void end_terms_float(const enum pass pass, const int vectors, const i
 }
 
 /* The sums of a run added to those of its block: the terms', and the elements'. */
-FKL_INLINE void end_run_terms(const enum pass pass, const int across, const struct float_run *run, vd terms[PARTS])
+FKL_INLINE void end_run_terms(const enum pass pass, const int across, struct float_run *run)
 {
     if (!pass_begins(pass))
         return;
     if (!across)
-        add_folded(terms, run->terms);
+        add_folded(run->block_terms, run->terms);
     else
         for (int j = 0; j < PARTS; j++)
-            add_floats(terms, j, run->terms[j]);
+            add_floats(run->block_terms, j, run->terms[j]);
 }
-FKL_INLINE void end_run_elements(const enum pass pass, const int across, const struct float_run *run, vd p_sum[PARTS],
-                                 vd q_sum[PARTS])
+FKL_INLINE void end_run_elements(const enum pass pass, const int across, struct float_run *run)
 {
     if (adds_p_in_float(pass, across))
-        add_folded(p_sum, run->p);
+        add_folded(run->block_p, run->p);
     if (adds_q_in_float(pass, across))
-        add_folded(q_sum, run->q);
+        add_folded(run->block_q, run->q);
 }
 
 /* c as two floats: of one row, or of eight, where floats i and i + 8 belong to row i. */
@@ -353,52 +353,53 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
     const struct fcontext f = float_context(pass, across, c);
     struct float_begun waiting[MOST_VECTORS], next[MOST_VECTORS];
     struct float_run run;
-    vd p_sum[PARTS], q_sum[PARTS];
     ptrdiff_t i = 0;
     for (int j = 0; j < PARTS; j++)
-        p_sum[j] = q_sum[j] = vd_set(0.0);
+        run.block_terms[j] = run.block_p[j] = run.block_q[j] = vd_set(0.0);
     if (whole == most && pass_divisions(pass) == 1 && whole <= n) {
         /* A run is a step, and there are registers for two of them: see add_run(). */
         ask_for_more(pass, across, p, q, 0, whole * size, 0, c);
-        step_float(pass, type, across, MOST_VECTORS, 1, 0, -1, p, q, &f, &run, p_sum, q_sum, others, waiting);
-        end_run_elements(pass, across, &run, p_sum, q_sum);
+        step_float(pass, type, across, MOST_VECTORS, 1, 0, -1, p, q, &f, &run, others, waiting);
+        end_run_elements(pass, across, &run);
         for (i = whole; i + whole <= n; i += whole) {
             ask_for_more(pass, across, p, q, i * size, whole * size, 0, c);
-            step_float(pass, type, across, MOST_VECTORS, 1, i, -1, p, q, &f, &run, p_sum, q_sum, others, next);
-            end_run_elements(pass, across, &run, p_sum, q_sum);
+            step_float(pass, type, across, MOST_VECTORS, 1, i, -1, p, q, &f, &run, others, next);
+            end_run_elements(pass, across, &run);
             end_terms_float(pass, MOST_VECTORS, 1, waiting, &run);
-            end_run_terms(pass, across, &run, acc[0]);
+            end_run_terms(pass, across, &run);
             for (int j = 0; j < MOST_VECTORS; j++)
                 waiting[j] = next[j];
         }
         end_terms_float(pass, MOST_VECTORS, 1, waiting, &run);
-        end_run_terms(pass, across, &run, acc[0]);
+        end_run_terms(pass, across, &run);
     }
     for (; i + whole <= n; i += whole) {
         FKL_UNROLL
         for (ptrdiff_t at = 0; at < whole; at += most) {
             ask_for_more(pass, across, p, q, (i + at) * size, most * size, 0, c);
-            step_float(pass, type, across, MOST_VECTORS, at == 0, i + at, -1, p, q, &f, &run, p_sum, q_sum, others, next);
+            step_float(pass, type, across, MOST_VECTORS, at == 0, i + at, -1, p, q, &f, &run, others, next);
             end_terms_float(pass, MOST_VECTORS, at == 0, next, &run);
         }
-        end_run_elements(pass, across, &run, p_sum, q_sum);
-        end_run_terms(pass, across, &run, acc[0]);
+        end_run_elements(pass, across, &run);
+        end_run_terms(pass, across, &run);
     }
     if (i < n) {
         const ptrdiff_t rest = n - i;
-        step_float(pass, type, across, PARTS, 1, i, rest < step ? rest : -1, p, q, &f, &run, p_sum, q_sum, others, next);
+        step_float(pass, type, across, PARTS, 1, i, rest < step ? rest : -1, p, q, &f, &run, others, next);
         end_terms_float(pass, PARTS, 1, next, &run);
         if (step < rest) {
-            step_float(pass, type, across, PARTS, 0, i + step, rest - step, p, q, &f, &run, p_sum, q_sum, others, next);
+            step_float(pass, type, across, PARTS, 0, i + step, rest - step, p, q, &f, &run, others, next);
             end_terms_float(pass, PARTS, 0, next, &run);
         }
-        end_run_elements(pass, across, &run, p_sum, q_sum);
-        end_run_terms(pass, across, &run, acc[0]);
+        end_run_elements(pass, across, &run);
+        end_run_terms(pass, across, &run);
     }
-    if (pass != PASS_JS_HALF) {
-        for (int j = 0; j < PARTS; j++) {
-            acc[first][j] = p_sum[j];
-            acc[first + 1][j] = q_sum[j];
+    for (int j = 0; j < PARTS; j++) {
+        if (pass_begins(pass))
+            acc[0][j] = run.block_terms[j];
+        if (pass != PASS_JS_HALF) {
+            acc[first][j] = run.block_p[j];
+            acc[first + 1][j] = run.block_q[j];
         }
     }
 }
