@@ -107,7 +107,7 @@ FKL_INLINE md js_alike(int floats, vd p, vd q, double slack)
  * here than there. */
 static unsigned rows_alike(const struct totals *sums, int floats)
 {
-    const double slack = floats ? 0x1p-22 : 0.0;
+    const double slack = floats ? 0x1.1p-22 : 0.0; /* half of it for either sum, each of two roundings */
     unsigned alike = 0;
     for (int j = 0; j < LANES; j += VD)
         alike |= md_lanes(js_alike(floats, vd_load(&sums->sum[0][j]), vd_load(&sums->sum[1][j]), slack)) << j;
