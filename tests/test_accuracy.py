@@ -254,8 +254,8 @@ def test_smoothed_labels_float32(level):
 @pytest.mark.parametrize("length", [31, 32, 128])
 @pytest.mark.parametrize("kind", ["smoothed label", "two values", "few cells"])
 def test_float32_rows_of_few_values(name, length, kind, level, rng):
-    """Rows whose terms all have the same error, or whose sum is that of two or three: nothing averages out. KL of
-    smoothed labels had up to 4.9 ulp before the terms were nested."""
+    """Rows whose terms all have the same error, or whose sum is that of two or three: nothing averages out. Before its
+    terms were nested, KL of one smoothed label in a million had 4.4 ulp, and half an ulp more by being rounded."""
     rows = 60_000
     p, q = np.zeros((2, rows, length))
     for x in (p, q):
