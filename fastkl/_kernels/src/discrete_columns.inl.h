@@ -136,26 +136,39 @@ FKL_INLINE void columns_block(const enum pass pass, const enum fkl_type type, co
 }
 
 #if FKL_FLOAT_KERNELS
-/* The same of floats in float arithmetic: `rows` <= 4 elements of VF columns. */
+/* `rows` <= 4 elements, 8 apart, of VF columns: a run of their lane, added up in float like add_folded()'s. */
+FKL_INLINE void add_column_run(const vf x[4], const int rows, vd sum[2])
+{
+    if (rows == 0)
+        return;
+    vf run = rows > 2 ? x[0] + x[2] : x[0];
+    if (rows > 1)
+        run += rows > 3 ? x[1] + x[3] : x[1];
+    sum[0] += vf_low(run);
+    sum[1] += vf_high(run);
+}
+
+/* columns_step() of floats in float arithmetic: `rows` <= 4 elements of VF columns. */
 FKL_INLINE void columns_step_float(const enum pass pass, const int rows, const char *p, ptrdiff_t p_stride,
                                    const char *q, ptrdiff_t q_stride, const int starts,
                                    double sums[COLUMN_SUMS][COLUMNS], ptrdiff_t c, uint64_t special[COLUMNS])
 {
-    vf x[4], y[4], none = vf_set(0.0f), added[3][2]; /* of elements 0 and 2, and of 1 and 3 */
-    vd p_sum[2];
-    struct float_begun begun[4];
-    for (int half = 0; half < 2; half++)
-        p_sum[half] = starts ? vd_set(0.0) : vd_load(&sums[1][c + half * VD]);
+    vf x[4], y[4], terms[4], none = vf_set(0.0f);
+    vd sum[3][2];
+    for (int k = 0; k < 3; k++)
+        for (int half = 0; half < 2; half++)
+            sum[k][half] = starts ? vd_set(0.0) : vd_load(&sums[k][c + half * VD]);
     FKL_UNROLL
     for (int j = 0; j < rows; j++) {
         const char *const at = p + j * LANES * p_stride;
         x[j] = vf_load(at);
         y[j] = vf_load(q + j * LANES * q_stride);
-        added[1][j % 2] = j < 2 ? x[j] : added[1][j % 2] + x[j];
-        added[2][j % 2] = j < 2 ? y[j] : added[2][j % 2] + y[j];
-        for (int half = 0; half < 2; half++)
-            p_sum[half] += vh_load_double(at + half * 4 * VD);
+        for (int half = 0; !adds_p_in_float(pass, 0) && half < 2; half++)
+            sum[1][half] += vh_load_double(at + half * 4 * VD);
     }
+    if (adds_p_in_float(pass, 0))
+        add_column_run(x, rows, sum[1]);
+    add_column_run(y, rows, sum[2]);
     vf least = rows > 0 ? vf_min(x[0], y[0]) : vf_set(SMALLEST_FLOAT);
     FKL_UNROLL
     for (int j = 1; j < rows; j++)
@@ -163,33 +176,21 @@ FKL_INLINE void columns_step_float(const enum pass pass, const int rows, const c
     if (FKL_LIKELY(mf_all(vf_le(vf_set(SMALLEST_FLOAT), least)))) {
         FKL_UNROLL
         for (int j = 0; j < rows; j++)
-            begun[j] = begin_float(pass, x[j], y[j], none);
+            terms[j] = end_float(pass, begin_float(pass, x[j], y[j], none));
     } else {
         vw bits = vw_set(0);
         uint32_t lanes[VF];
         FKL_UNROLL
         for (int j = 0; j < rows; j++)
-            begun[j] = begin_float_aside(pass, x[j], y[j], none, &bits);
+            terms[j] = end_float(pass, begin_float_aside(pass, x[j], y[j], none, &bits));
         memcpy(lanes, &bits, sizeof lanes);
         for (int i = 0; i < VF; i++)
             special[c + i] |= lanes[i];
     }
-    FKL_UNROLL
-    for (int j = 0; j < rows; j++) {
-        const vf term = end_float(pass, &begun[j]);
-        added[0][j % 2] = j < 2 ? term : added[0][j % 2] + term;
-    }
-    for (int k = 0; k < 3; k++) {
-        const vf run = rows > 1 ? added[k][0] + added[k][1] : rows > 0 ? added[k][0] : none;
-        for (int half = 0; half < 2; half++) {
-            double *const sum = &sums[k][c + half * VD];
-            const vd before = starts ? vd_set(0.0) : vd_load(sum);
-            if (k == 1 && !adds_p_in_float(pass, 0))
-                vd_store(sum, p_sum[half]);
-            else
-                vd_store(sum, before + (half ? vf_high(run) : vf_low(run)));
-        }
-    }
+    add_column_run(terms, rows, sum[0]);
+    for (int k = 0; k < 3; k++)
+        for (int half = 0; half < 2; half++)
+            vd_store(&sums[k][c + half * VD], sum[k][half]);
 }
 
 FKL_INLINE void columns_block_float(const enum pass pass, const struct columns *p, const struct columns *q,

@@ -226,6 +226,12 @@ FKL_INLINE void add_elements_float(const enum fkl_type type, ptrdiff_t n, const 
 FKL_INLINE int adds_q_in_float(const enum pass pass, const int across) { return pass_is_single(pass) && !across; }
 FKL_INLINE int adds_p_in_float(const enum pass pass, const int across) { return pass == PASS_JS_ONCE && !across; }
 
+/* The j-th vector of a step, added to those of the steps before it in its run, if it isn't the `first`. */
+FKL_INLINE void add_to_run(const int first, const int j, vf x, vf run[PARTS])
+{
+    run[j % PARTS] = first && j < PARTS ? x : run[j % PARTS] + x;
+}
+
 /* step_double() in float; is the step the `first` of its run? */
 FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const int across, const int vectors,
                            const int first, ptrdiff_t i, ptrdiff_t n, const char *p, const char *q,
@@ -244,13 +250,12 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
     }
     FKL_UNROLL
     for (int j = 0; j < vectors; j++) {
-        const int begins = first && j < PARTS;
         if (adds_p_in_float(pass, across))
-            run->p[j % PARTS] = begins ? x[j] : run->p[j % PARTS] + x[j];
+            add_to_run(first, j, x[j], run->p);
         else if (pass != PASS_JS_HALF)
             add_elements_float(type, n, p + j * stride, j, x[j], run->block_p);
         if (adds_q_in_float(pass, across))
-            run->q[j % PARTS] = begins ? y[j] : run->q[j % PARTS] + y[j];
+            add_to_run(first, j, y[j], run->q);
         else if (pass != PASS_JS_HALF)
             add_elements_float(type, n, q + j * stride, j, y[j], run->block_q);
         low[j] = vf_set(0.0f);
@@ -284,17 +289,15 @@ FKL_INLINE void step_float(const enum pass pass, const enum fkl_type type, const
         begun[j] = begin_float(pass, x[j], y[j], low[j]);
 }
 
-/* Terms of a step ended and added to those of the steps before it in its run, if it isn't the `first`. */
+/* A step's terms are ended and added to their run. */
 FKL_INLINE void end_terms_float(const enum pass pass, const int vectors, const int first,
                                 const struct float_begun begun[MOST_VECTORS], struct float_run *run)
 {
     if (!pass_begins(pass))
         return;
     FKL_UNROLL
-    for (int j = 0; j < vectors; j++) {
-        const vf term = end_float(pass, &begun[j]);
-        run->terms[j % PARTS] = first && j < PARTS ? term : run->terms[j % PARTS] + term;
-    }
+    for (int j = 0; j < vectors; j++)
+        add_to_run(first, j, end_float(pass, begun[j]), run->terms);
 }
 
 /* The sums of a run added to those of its block: the terms', and the elements'. */
@@ -395,8 +398,7 @@ FKL_INLINE void add_block_float(const enum pass pass, const enum fkl_type type, 
         end_run_terms(pass, across, &run);
     }
     for (int j = 0; j < PARTS; j++) {
-        if (pass_begins(pass))
-            acc[0][j] = run.block_terms[j];
+        acc[0][j] = run.block_terms[j];
         if (pass != PASS_JS_HALF) {
             acc[first][j] = run.block_p[j];
             acc[first + 1][j] = run.block_q[j];

@@ -293,9 +293,10 @@ FKL_INLINE struct float_begun begin_float(const enum pass pass, vf p, vf q, vf l
                                                                               : vf_begin_phi_shifted(q, m, low)}};
     }
     struct vf_begun x = vf_begin_phi(p, q);
-    return (struct float_begun){{x, x}};
+    return (struct float_begun){{x}};
 }
 
+/* The same of elements of which some are not positive normal floats. */
 FKL_INLINE struct float_begun begin_float_aside(const enum pass pass, vf p, vf q, vf low, vw *special)
 {
     vf term;
@@ -305,9 +306,9 @@ FKL_INLINE struct float_begun begin_float_aside(const enum pass pass, vf p, vf q
     return x;
 }
 
-FKL_INLINE vf end_float(const enum pass pass, const struct float_begun *x)
+FKL_INLINE vf end_float(const enum pass pass, struct float_begun x)
 {
-    vf term = vf_end(x->part[0]);
-    return pass_halves(pass) ? term + vf_end(x->part[1]) : term;
+    vf term = vf_end(x.part[0]);
+    return pass_halves(pass) ? term + vf_end(x.part[1]) : term;
 }
 #endif

@@ -466,15 +466,12 @@ FKL_INLINE vd vh_load_double(const void *address)
 #if VD == 8
 FKL_INLINE vd vh_load_double(const void *address) { return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(address)); }
 FKL_INLINE vd vf_low(vf x) { return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x)); }
-FKL_INLINE vd vf_high(vf x)
-{
-    return (vd)_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1)));
-}
+FKL_INLINE __m256 vf_upper(vf x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1)); }
+FKL_INLINE vd vf_high(vf x) { return (vd)_mm512_cvtps_pd(vf_upper(x)); }
 /* x[i] + x[i + 8] in float, as doubles. */
 FKL_INLINE vd vf_folded(vf x)
 {
-    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(vd)x, 1));
-    return (vd)_mm512_cvtps_pd(_mm256_add_ps(_mm512_castps512_ps256((__m512)x), high));
+    return (vd)_mm512_cvtps_pd(_mm256_add_ps(_mm512_castps512_ps256((__m512)x), vf_upper(x)));
 }
 FKL_INLINE vf vf_load_f16(const void *address)
 {

@@ -108,8 +108,8 @@ FKL_INLINE struct vd_begun vd_begin_phi(vd p, vd q)
     return vd_begin_at(n / (p + q2), p, n, vd_far(p, k, q - q2));
 }
 
-/* phi(p, m), and phi(p + low, m), to be added to the other half of a Jensen-Shannon term, phi(2 m - p, m): their sum is
- * too large for the last bits of log 2 to tell. */
+/* phi(p, m), and phi(p + low, m) with |low| <= ulp(p)/2, to be added to the other half of a Jensen-Shannon term,
+ * phi(2 m - p, m): their sum is too large for the last bits of log 2 to tell. */
 FKL_INLINE struct vd_begun vd_begin_half(vd p, vd m)
 {
     vd p_m, k = vd_octaves(p, m, &p_m), n = p - p_m;
