@@ -1,3 +1,5 @@
+# The types of _batch.pyx.
+
 from typing import Any
 
 import numpy as np

@@ -1,3 +1,5 @@
+# The types of _elementwise.pyx.
+
 import numpy as np
 
 rel_entr: np.ufunc

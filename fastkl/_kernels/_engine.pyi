@@ -1,3 +1,5 @@
+# The types of _engine.pyx.
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
